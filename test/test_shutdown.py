@@ -1,0 +1,111 @@
+"""How the service ends: drained on SIGTERM, at once when a person asks for it."""
+
+import signal
+import time
+
+import pytest
+import requests
+
+from load import Load, TEXT
+from support import await_true, connect, receive
+
+HALF = b"POST /test HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nx"  # one byte is missing
+
+
+def refuses_connections(service):
+    try:
+        connect(service.port).close()
+    except ConnectionRefusedError:
+        return True
+
+
+def draining(service):
+    """True when the service has seen SIGTERM: it asks for the connection to be closed."""
+    return requests.get(f"{service.url}/test").headers.get("Connection") == "close"
+
+
+def test_sigterm_loses_no_request_under_load(start_service):
+    service = start_service("--drain-seconds=0.4")
+    # As behind a load balancer, which stops sending before the drain time is over.
+    with Load(f"{service.url}/test") as load:
+        await_true(lambda: load.total() > 50)
+        service.signal()
+        await_true(lambda: draining(service))
+        drained_from = load.total()
+        await_true(lambda: load.total() > drained_from + 50)
+    status, _, err = service.end()
+    assert (status, load.failed, err) == (0, [], "")
+
+
+def test_while_it_drains_it_accepts_and_answers_with_connection_close(start_service):
+    service = start_service("--drain-seconds=0.3")
+    kept_alive = requests.Session()
+    assert "Connection" not in kept_alive.get(f"{service.url}/test").headers
+    service.signal()
+    began = time.monotonic()
+    await_true(lambda: draining(service))
+    assert kept_alive.get(f"{service.url}/test").headers["Connection"] == "close"
+    await_true(lambda: refuses_connections(service))
+    assert 0.25 < time.monotonic() - began < 3
+    assert service.end()[0] == 0
+
+
+def test_what_is_in_flight_after_the_drain_is_finished(start_service):
+    service = start_service("--drain-seconds=0")
+    with connect(service.port) as connection:
+        connection.sendall(HALF)
+        await_true(lambda: requests.get(f"{service.url}/test").ok)  # so the half has been read
+        service.signal()
+        await_true(lambda: refuses_connections(service))
+        connection.sendall(b"x")
+        answer = receive(connection)
+    assert answer.endswith(TEXT.encode())
+    assert service.end()[0] == 0
+
+
+def test_what_does_not_finish_in_time_is_given_up(start_service):
+    service = start_service("--drain-seconds=0", FINISH_SECONDS=0.2)
+    with connect(service.port) as connection:
+        connection.sendall(HALF)
+        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        began = time.monotonic()
+        service.signal()
+        assert service.end()[0] == 0
+        assert 0.2 <= time.monotonic() - began < 3
+
+
+def test_ctrl_c_ends_it_at_once_when_nothing_is_in_flight(start_service):
+    service = start_service()
+    with connect(service.port):  # an idle connection is nothing in flight
+        service.signal(signal.SIGINT)
+        began = time.monotonic()
+        status, _, err = service.end()
+        assert (status, err) == (0, "")
+        assert time.monotonic() - began < 2
+
+
+def test_ctrl_c_lets_a_request_in_flight_finish(start_service):
+    service = start_service()
+    with connect(service.port) as connection:
+        connection.sendall(HALF)
+        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        service.signal(signal.SIGINT)
+        await_true(lambda: refuses_connections(service))
+        connection.sendall(b"x")
+        assert receive(connection).endswith(TEXT.encode())
+    assert service.end()[0] == 0
+
+
+@pytest.mark.parametrize("first, second", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_ends_it_at_once(start_service, first, second):
+    service = start_service("--drain-seconds=60")
+    with connect(service.port) as connection:
+        connection.sendall(HALF)
+        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        service.signal(first)
+        if first == signal.SIGTERM:
+            await_true(lambda: draining(service))
+        else:
+            await_true(lambda: refuses_connections(service))
+        service.signal(second)
+        assert service.end(timeout=2)[0] == 128 + second

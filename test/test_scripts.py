@@ -1,0 +1,339 @@
+"""The scripts as an operator runs them, under each of the shells that this machine has.
+
+What a script calls lies in two bin directories, its whole PATH, so that any command can be missing.
+docker and its like are stand-ins that write down what they are asked and know no other question.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+SCRIPTS = sorted((ROOT / "scripts").iterdir())
+NAMES = [path.name for path in SCRIPTS]
+SHELLS = [shell for shell in (("dash",), ("busybox", "sh")) if shutil.which(shell[0])]
+TOOLS = (
+    "awk basename cat chmod cksum cmp cp cut date dirname env expr grep head id ls mkdir mktemp mv rm sed "
+    "printenv sha256sum sleep sort tail tee timeout touch tr uname uniq wc xargs"
+).split()
+PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
+PASSWORD = "pa55%40word"
+
+METADATA = json.dumps({  # as buildx writes it
+    "containerimage.config.digest": "sha256:cc", "containerimage.descriptor": {"digest": "sha256:DIGEST"},
+    "containerimage.digest": "sha256:DIGEST", "image.name": "registry.test/app",
+}, indent=2)
+BUILD = f"""
+    printf '%s' "${{PIP_CONF-}}" > "$0.pip.conf"
+    case $* in *"--target test "*) digest=bb ;; *) digest=aa ;; esac
+    while [ $# -gt 0 ]; do
+        [ "$1" != --metadata-file ] || echo '{METADATA}' | sed "s/DIGEST/$digest/" > "$2"
+        shift
+    done"""
+DOCKER = {
+    "buildx version": "", "version": "", "login --username *": 'cat >> "$0.stdin"', "buildx build *": BUILD,
+    "info *LocalNodeState*": "echo active true", "info *NodeAddr*": "echo 10.0.0.1",
+    "node ls --quiet": "echo id", "image inspect *": "exit 1", "pull *": "",
+}
+REGISTRY = {
+    "CI_REGISTRY": "registry.test", "CI_REGISTRY_USER": "robot", "CI_REGISTRY_PASSWORD": PASSWORD,
+    "CI_REGISTRY_IMAGE": "registry.test/app", "CI": "true", "CI_COMMIT_SHA": "c0ffee", "ENGINE_SECONDS": "0",
+    "CI_DEPENDENCY_PROXY_SERVER": "gitlab.test:443", "CI_DEPENDENCY_PROXY_USER": "reader",
+    "CI_DEPENDENCY_PROXY_PASSWORD": PASSWORD,
+}
+
+
+def error(message):
+    return f"echo '{message}' >&2; exit 1"
+
+
+def but(answers):
+    """Return what docker answers, but for these."""
+    return {**answers, **DOCKER, **answers}  # the first pattern that fits counts
+
+
+def stand_in(path, answers):
+    """Write a command that logs its arguments and answers them, by pattern, with shell code."""
+    quoted = {pattern.replace(" ", "\\ "): code for pattern, code in answers.items()}
+    cases = "".join(f"{pattern}) {code}\n;;\n" for pattern, code in quoted.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> "$0.log"\ncase "$*" in\n{cases}'
+        '*) echo "unexpected: $*" >&2; exit 99 ;;\nesac\n'
+    )
+    path.chmod(0o755)
+
+
+class Copy:
+    """A copy of the files that the scripts need, which they may write into."""
+
+    def __init__(self, path, shell, **commands):
+        self.path, self.bin = path, path / "bin"
+        self.shell, self.tools = shell
+        (path / "scripts").mkdir()
+        (path / "test").mkdir()
+        for name in ("server.py", "requirements.txt", "test/requirements.txt"):
+            shutil.copy(ROOT / name, path / name)
+        for name, answers in commands.items():
+            stand_in(self.bin / name, answers)
+
+    def run(self, name, *arguments, **env):
+        shutil.copy(ROOT / "scripts" / name, self.path / "scripts")
+        return subprocess.run(
+            [*self.shell, f"scripts/{name}", *arguments], timeout=20, stdin=subprocess.DEVNULL,
+            cwd=self.path, env={"PATH": f"{self.bin}:{self.tools}", **env}, capture_output=True, text=True,
+        )
+
+    def read(self, name):
+        return (self.path / name).read_text() if (self.path / name).exists() else None
+
+    def calls(self, start=""):
+        """Return what docker was asked, as far as it begins with `start`."""
+        log = self.read("bin/docker.log") or ""
+        return [line for line in log.splitlines() if line.startswith(start)]
+
+
+def reason(answer):
+    """Return the one line in which a run failed."""
+    assert answer.returncode in (1, 2) and answer.stderr.count("\n") == 1, answer
+    return answer.stderr
+
+
+@pytest.fixture(scope="module", params=SHELLS, ids=" ".join)
+def shell(request, tmp_path_factory):
+    """The command of a shell, and a directory with the tools beside it: busybox has its own."""
+    tools = tmp_path_factory.mktemp("tools")
+    command = [shutil.which(request.param[0]), *request.param[1:]]
+    list_applets = [command[0], "--list"] if "sh" in command else ["true"]
+    applets = subprocess.run(list_applets, stdout=subprocess.PIPE, text=True).stdout.split()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(command[0] if tool in applets else shutil.which(tool))
+    return command, tools
+
+
+@pytest.fixture
+def copy(tmp_path, shell):
+    """Makes the copy, with stand-ins for the commands that are given."""
+    return lambda **commands: Copy(tmp_path, shell, **commands)
+
+
+@pytest.fixture(scope="module")
+def pushes(tmp_path_factory, shell):
+    """The copies in which three build jobs have run."""
+    copies = {}
+    for name, env in {
+        "protected": {
+            "CI_COMMIT_REF_PROTECTED": "true", "IMAGE_PREFIX": "gitlab.test:443/group/", "TZ": "Asia/Tokyo",
+        },
+        "unprotected": {"CI_COMMIT_REF_PROTECTED": "false", "IMAGE_PREFIX": "mirror.test/"},
+        "refresh": {"CI_COMMIT_REF_PROTECTED": "true", "REFRESH": "1"},
+    }.items():
+        copies[name] = Copy(tmp_path_factory.mktemp(name), shell, docker=DOCKER)
+        copies[name].answer = copies[name].run("build", **REGISTRY, **env)
+        assert copies[name].answer.returncode == 0, copies[name].answer
+    return copies
+
+
+def test_shellcheck_finds_nothing():
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    files = [*SCRIPTS, *ROOT.glob(".ci/run")]
+    answer = subprocess.run([shutil.which("shellcheck", path=path), *files], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
+def test_every_script_can_be_run_and_begins_alike(script):
+    assert os.access(script, os.X_OK)
+    assert re.match(rf"#!/bin/sh\n# {script.name}: .+\n(#.*\n)*set -eu\n", script.read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_and_misuse(copy, name):
+    copy = copy()  # no docker and no Python in reach
+    help = copy.run(name, "--help")
+    assert (help.returncode, help.stderr) == (0, "")
+    assert help.stdout.startswith(f"Usage: scripts/{name}") and "-h, --help" in help.stdout
+    assert max(len(line) for line in help.stdout.splitlines()) <= 110
+    short = copy.run(name, "-h")
+    assert (short.returncode, short.stderr, short.stdout) == (0, "", help.stdout)
+    if name not in ("test", "serve"):  # what they do not know goes to pytest and server.py
+        wrong = copy.run(name, "--no-such-option")
+        assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", help.stdout)
+
+
+@pytest.mark.parametrize("commands, env, words", [
+    ({}, {}, "docker is not installed"),
+    ({"docker": {"buildx version": "exit 1"}}, {}, "docker has no buildx"),
+    ({"docker": DOCKER}, {"IMAGE_PREFIX": "mirror.test"}, "'mirror.test' must end with a slash"),
+    ({"docker": DOCKER}, {"CI": "true"}, "no container registry (switch it on: Settings > General"),
+], ids=["docker", "buildx", "slash", "registry"])
+def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
+    copy = copy(**commands)
+    assert words in reason(copy.run("build", **env))
+    assert copy.calls("buildx build") == []
+
+
+@pytest.mark.parametrize("message, cert_path, words", [
+    ("Failed to initialize: open ca.pem: no such file", "bin", "must mount a volume at /certs/client"),
+    ("dial tcp: lookup docker on 10.0.0.1:53: no such host", "", "or DOCKER_HOST misnames it"),
+    ("dial tcp 10.0.0.2:2376: connect: connection refused", "", "the runner must start it privileged"),
+    ("one line\ntls: bad certificate", "", "tcp://docker:2376: tls: bad certificate"),
+], ids=["no certificates", "unknown host", "refused", "else"])
+def test_build_explains_why_no_engine_answers(copy, message, cert_path, words):
+    copy = copy(docker=but({"version": error(message)}))
+    assert words in reason(copy.run("build", DOCKER_HOST="tcp://docker:2376", DOCKER_CERT_PATH=cert_path))
+    assert copy.calls("buildx build") == []
+
+
+def test_build_by_hand_loads_the_target_and_hands_nothing_on(copy):
+    copy = copy(docker=DOCKER)
+    assert copy.run("build", "debug").returncode == 0
+    [build] = copy.calls("buildx build")
+    assert "--target debug " in build and build.endswith(" --load --tag app:debug .")
+    assert copy.calls("login") == [] and copy.read("build.env") is None
+
+
+def test_build_gives_the_index_to_buildx_as_a_secret_only(copy):
+    copy, url = copy(docker=DOCKER), f"https://reader:{PASSWORD}@index.test/simple"
+    answer = copy.run("build", PIP_INDEX_URL=url)
+    assert copy.read("bin/docker.pip.conf") == f"[global]\nindex-url = {url}"
+    assert " --secret id=pip.conf,env=PIP_CONF " in copy.calls("buildx build")[0]
+    assert PASSWORD not in copy.read("bin/docker.log") + answer.stdout + answer.stderr
+
+
+def test_a_protected_ref_writes_the_cache(pushes):
+    for build in pushes["protected"].calls("buildx build"):
+        assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
+        assert "--cache-to type=inline " in build and re.search(r'"name=\S+:c0ffee,\S+:cache"', build)
+
+
+def test_other_refs_only_read_the_cache(pushes):
+    for build in pushes["unprotected"].calls("buildx build"):
+        assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
+        assert "--cache-to" not in build and re.search(r'"name=[^,]+:c0ffee"', build)
+
+
+def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
+    release, test = pushes["refresh"].calls("buildx build")
+    assert "--target release " in release and "--pull --no-cache-filter environment " in release
+    assert "--target test " in test and "--pull" not in test and "--no-cache" not in test
+    assert "--cache-from" not in release + test
+
+
+@pytest.mark.parametrize("push, logins", [
+    ("protected", ["robot --password-stdin registry.test", "reader --password-stdin gitlab.test:443"]),
+    ("unprotected", ["robot --password-stdin registry.test"]),
+])
+def test_build_logs_in_to_the_dependency_proxy_where_it_is_used(pushes, push, logins):
+    assert pushes[push].calls("login") == [f"login --username {login}" for login in logins]
+    assert pushes[push].read("bin/docker.stdin") == len(logins) * PASSWORD
+    assert PASSWORD not in "".join(pushes[push].calls()) + str(pushes[push].answer)
+
+
+def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
+    assert all("--build-arg TZ=Asia/Tokyo " in build for build in pushes["protected"].calls("buildx build"))
+    assert not any("TZ=" in build for build in pushes["unprotected"].calls("buildx build"))
+
+
+def test_build_hands_on_both_images_by_digest(pushes):
+    assert pushes["unprotected"].read("build.env") == (
+        "DEPLOY_IMAGE=registry.test/app@sha256:aa\nTEST_IMAGE=registry.test/app/test@sha256:bb\n"
+    )
+
+
+def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(copy):
+    copy = copy(docker=but({"buildx build --target test *": "exit 3"}))
+    (copy.path / "build.env").write_text("DEPLOY_IMAGE=earlier\n")
+    assert copy.run("build", **REGISTRY).returncode == 3
+    assert len(copy.calls("buildx build")) == 2 and copy.read("build.env") is None
+
+
+@pytest.mark.parametrize("name", ["build", "deploy"])
+def test_a_login_that_fails_names_server_and_user_only(copy, name):
+    copy = copy(docker=but({"login *": "cat > /dev/null; " + error("one line\ndenied: no")}))
+    answer = copy.run(name, **REGISTRY, DEPLOY_IMAGE="app@sha256:aa")
+    assert reason(answer) == f"{name}: cannot log in to registry.test as robot: denied: no\n"
+    assert PASSWORD not in answer.stdout + "".join(copy.calls())
+    assert copy.calls("buildx build") + copy.calls("service") == []
+
+
+def test_deploy_logs_in_with_the_deploy_token_if_there_is_one(copy):
+    copy = copy(docker=but({"pull *": "exit 1"}))
+    copy.run("deploy", **REGISTRY, CI_DEPLOY_USER="lasting", CI_DEPLOY_PASSWORD="t0ken", DEPLOY_IMAGE="app@sha256:aa")
+    assert copy.calls("login") == ["login --username lasting --password-stdin registry.test"]
+    assert copy.read("bin/docker.stdin") == "t0ken"
+
+
+SEVERAL = (
+    "could not choose an IP address to advertise since this system has multiple addresses on interface eth0 "
+    "(10.0.0.1 and 10.0.0.2) - specify one with --advertise-addr"
+)
+
+
+@pytest.mark.parametrize("answers, env, words", [
+    ({}, {"DEPLOY_IMAGE": ""}, "DEPLOY_IMAGE: is not set"),
+    ({}, {"DEPLOY_PUBLISH_MODE": "mesh"}, "DEPLOY_PUBLISH_MODE is ingress or host, not 'mesh'"),
+    ({}, {"DEPLOY_STRATEGY": "blue"}, "DEPLOY_STRATEGY is replace or beside, not 'blue'"),
+    ({}, {"DEPLOY_REPLICAS": "two"}, "DEPLOY_REPLICAS is a number, not 'two'"),
+    ({}, {"DEPLOY_PORTS": "20201-"}, "DEPLOY_PORTS is a range such as 20201-20299, not '20201-'"),
+    ({}, {"APP_SECRET_KEY": "abc"}, "APP_SECRET_KEY is not a file"),
+    ({"info *": error("refused"), "version": error("no route")}, {"DEPLOY_HOST": "tcp://host"}, "answers at tcp://host"),
+    ({"info *": "echo active false"}, {}, "a worker"),
+    ({"info *": "echo inactive false", "swarm init": error(SEVERAL)}, {}, "set DEPLOY_ADVERTISE_ADDR"),
+    ({"pull *": error("manifest unknown")}, {}, "cannot pull app@sha256:aa: manifest unknown"),
+], ids=["image", "mode", "strategy", "number", "range", "secret", "engine", "worker", "addresses", "pull"])
+def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, env, words):
+    copy = copy(docker=but(answers))
+    assert words in reason(copy.run("deploy", **{"DEPLOY_IMAGE": "app@sha256:aa", **env}))
+    assert copy.calls("service") == [] and copy.read("deploy.env") is None
+
+
+@pytest.mark.parametrize("commands, file, words", [
+    ({}, "nowhere.txt", "there is no file 'nowhere.txt'"),
+    ({}, "requirements.txt", "python3 is not installed (install Python 3.11 or later)"),
+    ({"python3": {"-c *": "exit 1", "--version": "echo Python 3.9"}}, "requirements.txt", "3.9 is too old"),
+    ({"python3": {"-c *": "", "-m venv *": "exit 1"}}, "requirements.txt", "apt-get install python3-venv"),
+], ids=["file", "python3", "old", "venv"])
+def test_venv_says_what_is_missing(copy, commands, file, words):
+    assert words in reason(copy(**commands).run("venv", file))
+
+
+def test_venv_installs_a_file_again_only_after_a_change(copy):
+    copy = copy(python3={"-c *": ""})
+    stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip install * test/requirements.txt": ""})
+    runs = [copy.run("venv", "test/requirements.txt") for _ in range(2)]
+    (copy.path / "requirements.txt").write_text("# changed\n")
+    runs.append(copy.run("venv", "test/requirements.txt"))
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert ["Installing" in run.stdout for run in runs] == [True, False, True] and runs[1].stdout == ""
+
+
+def test_venv_tries_again_after_pip_has_failed(copy):
+    copy = copy(python3={"-c *": ""})
+    stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip *": "exit 1"})
+    assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+    assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+
+
+@pytest.mark.parametrize("missing", PIPELINE_NEEDS)
+def test_pipeline_names_the_command_that_is_missing(copy, missing):
+    copy = copy(**{name: {} for name in PIPELINE_NEEDS if name != missing})
+    assert reason(copy.run("pipeline")).startswith(f"pipeline: {missing} is not installed")
+
+
+@pytest.mark.parametrize("port", ["http", "-1", ""])
+def test_pipeline_refuses_what_is_no_port(copy, port):
+    assert reason(copy().run("pipeline", f"--port={port}")) == f"pipeline: '{port}' is no port\n"
+
+
+def test_pipeline_says_that_no_engine_answers(copy):
+    copy = copy(**{name: {} for name in PIPELINE_NEEDS} | {"docker": {"version": error("is it running?")}})
+    assert reason(copy.run("pipeline")) == "pipeline: no Docker engine answers: is it running?\n"
+    assert copy.calls() == ["version"] and not (copy.path / ".pipeline").exists()

@@ -1,0 +1,137 @@
+"""The pipeline as scripts/pipeline runs it: one push after another, in the order of this file.
+
+Slow: each push takes half a minute, like a real one.
+"""
+
+import re
+import time
+
+import pytest
+import requests
+
+from support import await_true
+
+pytestmark = pytest.mark.docker
+
+ENVIRONMENT = re.compile(r"#(\d+) \[environment \d/\d\] RUN .*pip install")
+
+
+def environment_is_cached(log):
+    """True when every build took the environment from the cache, False when the first one made it."""
+    steps = ENVIRONMENT.findall(log)
+    assert steps, "no build of the environment in the log"
+    return all(f"#{step} CACHED" in log for step in steps) and "Collecting tornado" not in log
+
+
+def result(log, job):
+    """What the closing table says of a job."""
+    return re.search(rf"^{job} +(passed|failed|not run)", log, re.MULTILINE)[1]
+
+
+def answering(pipeline):
+    """Return the release that answers, or None."""
+    try:
+        return requests.get(pipeline.url, timeout=10).headers["X-Release"]
+    except requests.ConnectionError:
+        return None
+
+
+def test_the_first_push_ends_with_a_release_that_answers(pipeline):
+    assert pipeline.first.returncode == 0, pipeline.first.stdout
+    assert [result(pipeline.first.stdout, job) for job in ("build", "test", "deploy")] == ["passed"] * 3
+    assert answering(pipeline) == pipeline.first_commit
+    assert pipeline.first.stdout.endswith(f"Release {pipeline.first_commit} answers at {pipeline.url}\n")
+
+
+def test_results_and_coverage_are_where_the_end_of_the_log_says(pipeline):
+    path = re.search(r"^Test results: (\S+);", pipeline.first.stdout, re.MULTILINE)[1]
+    junit = (pipeline.path / path).read_text()
+    assert 'failures="0"' in junit and 'skipped="0"' in junit and "test_get_answers_the_text" in junit
+    assert 'branch-rate="' in (pipeline.path / path).with_name("coverage.xml").read_text()
+
+
+def test_the_log_holds_no_warning_about_passwords(pipeline):
+    assert "unencrypted" not in pipeline.first.stdout
+
+
+def test_a_code_only_push_installs_nothing_and_pulls_no_layer(pipeline):
+    pipeline.edit("server.py", "GET and POST /test answer", "GET and POST /test reply")
+    commit = pipeline.commit("Change the code")
+    (pipeline.path / "README.md").write_text("not committed")
+    run = pipeline.push()
+    pipeline.run("git", "checkout", "README.md")
+    assert run.returncode == 0, run.stdout
+    assert "what is not committed is not part of it" in run.stdout
+    assert environment_is_cached(run.stdout)
+    build = run.stdout[:run.stdout.index("build  finished")]
+    assert "extracting" not in build and not re.search(r"sha256:\w+ [\d.]+MB", build)
+    assert answering(pipeline) == commit
+
+
+def test_a_change_of_requirements_rebuilds_the_environment(pipeline):
+    with (pipeline.path / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    commit = pipeline.commit("Change the requirements")
+    run = pipeline.push()
+    assert run.returncode == 0, run.stdout
+    assert not environment_is_cached(run.stdout)
+    assert answering(pipeline) == commit
+
+
+def test_refresh_rebuilds_the_environment_of_the_same_commit(pipeline):
+    run = pipeline.push(REFRESH="1")
+    assert run.returncode == 0, run.stdout
+    assert not environment_is_cached(run.stdout)
+
+
+def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
+    before = answering(pipeline)
+    pipeline.edit("server.py", 'self.write("test gitlab_cicd', 'self.write("wrong gitlab_cicd')
+    pipeline.commit("Break the service")
+    run = pipeline.push()
+    pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
+    assert run.returncode == 1
+    assert [result(run.stdout, job) for job in ("build", "test", "deploy")] == ["passed", "failed", "not run"]
+    assert answering(pipeline) == before
+
+
+def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
+    before = answering(pipeline)
+    # Passes the tests: only a deployed container has a read-only file system.
+    pipeline.edit("server.py", "def main():\n", 'def main():\n    open("/var/tmp/started", "w").close()\n')
+    pipeline.commit("Break the start")
+    run = pipeline.push()
+    pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
+    assert run.returncode == 1
+    assert [result(run.stdout, job) for job in ("build", "test", "deploy")] == ["passed", "passed", "failed"]
+    assert "Read-only file system: '/var/tmp/started'" in run.stdout
+    assert f"release {before} answers" in run.stdout
+    assert answering(pipeline) == before
+
+
+def test_after_a_restart_of_the_host_the_service_is_back_by_itself(pipeline):
+    before = answering(pipeline)
+    pipeline.run("docker", "restart", pipeline.container())
+    began = time.monotonic()
+    await_true(lambda: answering(pipeline) == before, seconds=60)
+    print(f"back after {time.monotonic() - began:.1f} s")
+
+
+def test_beside_the_running_release_another_gets_its_own_address_and_environment(pipeline):
+    # Makes the host anew, with more ports, from what its volume keeps: the cache above all.
+    run = pipeline.push(DEPLOY_STRATEGY="beside")
+    assert run.returncode == 0, run.stdout
+    assert environment_is_cached(run.stdout)
+    commit, url = re.search(r"^Release (\w+) answers at (\S+)\n\Z", run.stdout, re.MULTILINE).groups()
+    assert requests.get(url, timeout=10).headers["X-Release"] == commit
+    assert f"name: release/{commit[:8]}" in run.stdout
+    assert f"app-{commit[:8]}" in pipeline.docker("service", "ls", "--format={{.Name}}").split()
+
+
+def test_down_removes_all_that_it_made(pipeline):
+    pipeline.run("scripts/pipeline", "--down")
+    label = f"label=gitlab-ci-pipeline={pipeline.path}"
+    assert pipeline.run("docker", "ps", "--all", "--quiet", "--filter", label).stdout == ""
+    assert not (pipeline.path / ".pipeline").exists()
+    name = re.search(r"volume (\S+),", pipeline.run("scripts/pipeline", "--down").stdout)[1]
+    assert name not in pipeline.run("docker", "volume", "ls", "--quiet").stdout.split()

@@ -1,0 +1,97 @@
+"""README.md says what is so: files, settings, defaults, and what the first commands print."""
+
+import fnmatch
+import re
+import tomllib
+
+import pytest
+import requests
+
+from support import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+SETTINGS = {
+    name: default.strip("`") for name, default in re.findall(r"^\| `([A-Z_]+)` \| (\S*|the [^|]*) ?\|", README, re.MULTILINE)
+}
+DEPLOY = (ROOT / "scripts/deploy").read_text()
+
+
+def read_all():
+    files = [ROOT / "Dockerfile", ROOT / ".gitlab-ci.yml", ROOT / "server.py", ROOT / "test/conftest.py"]
+    return "".join(file.read_text() for file in [*files, *(ROOT / "scripts").iterdir()])
+
+
+@pytest.mark.parametrize("name", sorted(
+    f"scripts/{file.name}" for file in (ROOT / "scripts").iterdir()
+) + ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt", "LICENSE"])
+def test_every_file_is_explained(name):
+    assert f"`{name}`" in README and (ROOT / name).exists()
+
+
+def test_no_other_file_lies_at_the_top():
+    allowed = {"server.py", "test", "requirements.txt", "Dockerfile", "scripts", "README.md", "README.zh-CN.md", "LICENSE"}
+    written = {"reports", "build.env", "deploy.env", "__pycache__"}
+    assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - written <= allowed
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_one(name):
+    assert name in read_all()
+
+
+def test_every_setting_of_deploy_is_listed_with_its_default():
+    defaults = dict(re.findall(r'^: "\$\{(DEPLOY_\w+):=(.*?)\}"$', DEPLOY, re.MULTILINE))
+    assert len(defaults) >= 6
+    assert {name: SETTINGS.get(name) for name in defaults} == defaults
+    assert set(re.findall(r"\bDEPLOY_[A-Z_]+\b", DEPLOY)) - {"DEPLOY_IMAGE", "DEPLOY_URL"} <= set(SETTINGS)
+
+
+def test_figures_in_words_are_those_of_the_scripts():
+    words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    checks = int(re.search(r"^checks=(\d+)", DEPLOY, re.MULTILINE)[1])
+    for sentence in (
+        f"the address has answered {words[checks]} times",
+        f"the last {words[int(SETTINGS['DEPLOY_KEEP'])]} releases stay", f"newest {words[int(SETTINGS['DEPLOY_KEEP'])]} stay",
+        f"answers for {words[int(SETTINGS['DEPLOY_DRAIN_SECONDS'])]} seconds more", f"`app`: {words[int(SETTINGS['DEPLOY_REPLICAS'])]} replicas",
+    ):
+        assert sentence in " ".join(README.split())
+
+
+def test_the_clean_up_policy_matches_the_tags_that_are_pushed():
+    keep, remove = re.search(r'"keep tags matching" `(.*?)`,\s+"remove tags matching" `(.*?)`', README).groups()
+    build = (ROOT / "scripts/build").read_text()
+    assert "$repository:$RELEASE" in build and re.fullmatch(remove, "0123456789abcdef0123456789abcdef01234567")
+    assert re.search(rf"\$repository:{keep}\b", build) and not re.fullmatch(remove, keep)
+
+
+def test_the_first_answer_is_the_one_shown(app_url):
+    [shown] = [text for kind, text in BLOCKS if text.startswith("HTTP/1.1")]
+    head, body = shown.strip().split("\n\n")
+    response = requests.get(f"{app_url}/test")
+    assert body == response.text
+    for line in head.splitlines()[1:]:
+        name, value = line.split(": ")
+        assert name in response.headers
+        assert name == "X-Release" or response.headers[name] == value
+
+
+def test_commands_are_those_that_tests_and_ci_run():
+    commands = {line for kind, text in BLOCKS if kind == "sh" for line in text.strip().splitlines()}
+    assert commands == {
+        "scripts/serve",  # .ci/run
+        "curl -i http://127.0.0.1:8744/test",  # .ci/run
+        "scripts/test",  # .ci/run
+        'scripts/test -m "not docker and not lab"',  # the pipeline's test job
+        "scripts/pipeline",  # test_pipeline.py
+    }
+
+
+def test_the_runners_have_the_least_power():
+    [text] = [text for kind, text in BLOCKS if kind == "toml"]
+    build, deploy = (runner["docker"] for runner in tomllib.loads(text)["runners"])
+    dind = re.search(r"(docker:\S+-dind)", (ROOT / ".gitlab-ci.yml").read_text())[1]
+    assert not build["privileged"] and not deploy["privileged"]
+    assert any(fnmatch.fnmatch(dind, pattern.removeprefix("**/")) for pattern in build["allowed_privileged_services"])
+    assert "/certs/client" in build["volumes"] and "docker.sock" not in str(build["volumes"])
+    assert "services_privileged" not in deploy

@@ -104,8 +104,8 @@ def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
     pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
     assert run.returncode == 1
     assert [result(run.stdout, job) for job in ("build", "test", "deploy")] == ["passed", "passed", "failed"]
-    assert "Read-only file system: '/var/tmp/started'" in run.stdout
-    assert f"release {before} answers" in run.stdout
+    assert "Read-only file system: '/var/tmp/started'" in run.stdout, run.stdout
+    assert f"release {before} answers" in run.stdout, run.stdout
     assert answering(pipeline) == before
 
 

@@ -295,6 +295,23 @@ def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, env,
     assert copy.calls("service") == [] and copy.read("deploy.env") is None
 
 
+def test_deploy_shows_the_task_that_failed_and_not_one_that_waits_for_room(copy):
+    made = '[ -e "$0.made" ] || exit 1'
+    copy = copy(docker=but({
+        "image inspect *": "echo c0ffee", "run *": "echo 20200", "service ls *": "", "service rm *": "",
+        "service create *": ': > "$0.made"', "service inspect *UpdateStatus*": "echo paused",
+        "service inspect *ContainerSpec.Image*": f"{made}; echo app@sha256:aa", "service inspect *": made,
+        "service ps *--quiet *": "", "service ps *": (
+            "echo 'app@sha256:aa|Running|Pending 1 second ago|no suitable node (port in use)|waiting'\n"
+            "echo 'app@sha256:aa|Shutdown|Failed 2 seconds ago|non-zero exit|failed'"
+        ),
+        "service logs *": "echo no database",
+    }))
+    answer = copy.run("deploy", DEPLOY_IMAGE="app@sha256:aa")
+    assert answer.returncode == 1 and "task failed: Failed 2 seconds ago: non-zero exit" in answer.stdout + answer.stderr
+    assert copy.calls("service logs") == ["service logs --raw --tail 20 failed"]
+
+
 @pytest.mark.parametrize("commands, file, words", [
     ({}, "nowhere.txt", "there is no file 'nowhere.txt'"),
     ({}, "requirements.txt", "python3 is not installed (install Python 3.11 or later)"),

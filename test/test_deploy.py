@@ -133,10 +133,11 @@ def test_the_settings_reach_the_service(trial):
     assert task["Resources"]["Limits"] == {"NanoCPUs": 500_000_000, "MemoryBytes": 64 * 1024 * 1024}
     assert task["LogDriver"] == {"Name": "json-file", "Options": {"max-file": "3", "max-size": "1m"}}
     assert spec["UpdateConfig"]["FailureAction"] == "rollback"
-    more = trial.deploy("1", DEPLOY_READ_ONLY="false", DEPLOY_CAP_DROP="NET_RAW", DEPLOY_PORT="20301")
+    more = trial.deploy("1", DEPLOY_READ_ONLY="false", DEPLOY_CAP_DROP="NET_RAW", DEPLOY_PORT="20301", DEPLOY_DRAIN_SECONDS="")
     assert more.status == 0, more.output
     container = json.loads(trial.inspect("{{json .Spec.TaskTemplate.ContainerSpec}}"))
     assert not container.get("ReadOnly")
+    assert "DRAIN_SECONDS=0" in container["Env"]  # the default in this mode
     assert (trial.answering("20301"), trial.answering()) == ("1", None)
 
 

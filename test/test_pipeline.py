@@ -86,6 +86,7 @@ def test_refresh_rebuilds_the_environment_of_the_same_commit(pipeline):
 
 def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
     before = answering(pipeline)
+    assert before
     pipeline.edit("server.py", 'self.write("test gitlab_cicd', 'self.write("wrong gitlab_cicd')
     pipeline.commit("Break the service")
     run = pipeline.push()
@@ -97,6 +98,7 @@ def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
 
 def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
     before = answering(pipeline)
+    assert before
     # Passes the tests: only a deployed container has a read-only file system.
     pipeline.edit("server.py", "def main():\n", 'def main():\n    open("/var/tmp/started", "w").close()\n')
     pipeline.commit("Break the start")
@@ -111,10 +113,12 @@ def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
 
 def test_after_a_restart_of_the_host_the_service_is_back_by_itself(pipeline):
     before = answering(pipeline)
-    pipeline.run("docker", "restart", pipeline.container())
+    assert before
     began = time.monotonic()
+    pipeline.run("docker", "restart", pipeline.container())
+    print(f"restarted after {time.monotonic() - began:.1f} s")
     await_true(lambda: answering(pipeline) == before, seconds=60)
-    print(f"back after {time.monotonic() - began:.1f} s")
+    print(f"the service is back after {time.monotonic() - began:.1f} s")
 
 
 def test_beside_the_running_release_another_gets_its_own_address_and_environment(pipeline):

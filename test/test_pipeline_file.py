@@ -1,6 +1,7 @@
 """The rules that .gitlab-ci.yml keeps, and the facts that several files share."""
 
 import configparser
+import fnmatch
 import os
 import re
 import subprocess
@@ -247,3 +248,11 @@ def test_scripts_pipeline_finds_the_dind_image():
     program = re.search(r"sed -n '(.*)' \.gitlab-ci\.yml", read("scripts/pipeline"))[1]
     found = subprocess.check_output(["sed", "-n", program, ROOT / ".gitlab-ci.yml"], text=True)
     assert "${IMAGE_PREFIX}" + found == name_of(dind(JOBS["build"])) + "\n"
+
+
+def test_the_build_runner_has_the_images_of_the_pipeline_and_privileges_its_dind():
+    script = read("scripts/register-runner")
+    for image in {DEFAULT["image"], name_of(dind(JOBS["build"]))}:
+        assert image.replace("${IMAGE_PREFIX}", "${prefix}") in script
+        pattern = re.search(r'allowed_privileged_services = \["\*\*/(.*?)"\]', script)[1]
+        assert fnmatch.fnmatch(image.removeprefix("${IMAGE_PREFIX}"), pattern) == image.endswith("-dind")

@@ -1,8 +1,6 @@
 """README.md says what is so: files, settings, defaults, and what the first commands print."""
 
-import fnmatch
 import re
-import tomllib
 
 import pytest
 import requests
@@ -84,14 +82,13 @@ def test_commands_are_those_that_tests_and_ci_run():
         "scripts/test",  # .ci/run
         'scripts/test -m "not docker and not lab"',  # the pipeline's test job
         "scripts/pipeline",  # test_pipeline.py
+        "GITLAB_TOKEN_FILE=token ./register-runner --url https://gitlab.example.com --project 17",  # test_register_runner.py
     }
 
 
-def test_the_runners_have_the_least_power():
-    [text] = [text for kind, text in BLOCKS if kind == "toml"]
-    build, deploy = (runner["docker"] for runner in tomllib.loads(text)["runners"])
-    dind = re.search(r"(docker:\S+-dind)", (ROOT / ".gitlab-ci.yml").read_text())[1]
-    assert not build["privileged"] and not deploy["privileged"]
-    assert any(fnmatch.fnmatch(dind, pattern.removeprefix("**/")) for pattern in build["allowed_privileged_services"])
-    assert "/certs/client" in build["volumes"] and "docker.sock" not in str(build["volumes"])
-    assert "services_privileged" not in deploy
+def test_every_option_that_is_named_is_one():
+    scripts = "".join(file.read_text() for file in (ROOT / "scripts").iterdir()) + (ROOT / "server.py").read_text()
+    named = set(re.findall(r"`(?:scripts/\S+ )?(--[a-z-]+)", README))
+    assert {"--only", "--rollback", "--dry-run"} <= named
+    assert [option for option in named if f"{option} " not in scripts and f"{option})" not in scripts] == []
+

@@ -1,0 +1,390 @@
+"""scripts/register-runner on bare hosts, with stand-ins for what cannot be had here: GitLab's API and gitlab-runner.
+
+Docker is real, and so is the dind that the script tries.
+"""
+
+import json
+import re
+import subprocess
+import time
+import tomllib
+
+import pytest
+
+from support import ROOT, await_true
+
+pytestmark = pytest.mark.docker
+
+URL = "http://10.77.0.1:8080"
+ADVERTISE = "--advertise-addr=127.0.0.1"
+RUNNER_IMAGE = "gitlab/gitlab-runner:alpine-v19.4.0"
+CURL_IMAGE = "curlimages/curl:8.17.0"
+
+
+class Host:
+    """A container that is a host with Docker and nothing else; the stand-ins are on it."""
+
+    def __init__(self):
+        self.id = self.local("run", "--detach", "--privileged", "--label=gitlab-ci-pipeline=runners", "docker:29.7.2-dind")
+        await_true(lambda: "Server" in self.sh("docker version", check=False), seconds=60)
+        self.sh("ip address add 10.77.0.1/32 dev lo")  # one that it and its containers reach
+        for name in ("gitlab.py", "gitlab_runner.py"):
+            self.write(f"/tmp/{name}", (ROOT / "test" / name).read_text())
+        self.write("/tmp/register-runner", (ROOT / "scripts/register-runner").read_text())
+        self.write("/tmp/Dockerfile", (
+            "FROM python:3.14-slim\nCOPY --chmod=755 gitlab_runner.py /usr/bin/gitlab-runner\n"
+            'STOPSIGNAL SIGQUIT\nENTRYPOINT ["gitlab-runner"]\nCMD ["run"]\n'
+        ))
+        self.sh(f"docker build --quiet --tag {RUNNER_IMAGE} /tmp")
+        # Where Docker Hub is out of reach, from an image that has the real curl.
+        self.sh(f"""docker pull --quiet {CURL_IMAGE} 2> /dev/null ||
+            printf 'FROM docker:29.7.2-dind\\nENTRYPOINT ["curl"]\\n' | docker build --quiet --tag {CURL_IMAGE} -""")
+        self.sh("docker pull --quiet docker:29.7.2-cli; docker pull --quiet docker:29.7.2-dind")
+        self.serve("gitlab", 8080)
+
+    def serve(self, name, port, *files):
+        self.sh(f"docker run --detach --name {name} --network host --volume /tmp:/tmp:ro python:3.14-slim python /tmp/gitlab.py {port} {' '.join(files)}")
+        await_true(lambda: "ready" in self.sh(f"docker logs {name}"), seconds=30)
+
+    @staticmethod
+    def local(*arguments, **options):
+        return subprocess.run(["docker", *arguments], check=True, text=True, capture_output=True, **options).stdout.strip()
+
+    def sh(self, code, check=True):
+        return subprocess.run(
+            ["docker", "exec", self.id, "sh", "-c", code], check=check, text=True, timeout=120,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ).stdout
+
+    def write(self, path, text):
+        subprocess.run(["docker", "exec", "--interactive", self.id, "sh", "-c", f"cat > {path}"], input=text, text=True, check=True)
+
+    def command(self, *arguments, **env):
+        env = [f"--env={name}={value}" for name, value in env.items()]
+        return ["docker", "exec", *env, self.id, "sh", "/tmp/register-runner", *arguments]
+
+    def run(self, *arguments, **env):
+        began = time.monotonic()
+        run = subprocess.run(
+            self.command(*arguments, **env), text=True, timeout=200, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        run.seconds = time.monotonic() - began
+        return run
+
+    def register(self, *arguments, **env):
+        return self.run(f"--url={URL}", "--project=17", ADVERTISE, *arguments, **env)
+
+    def gitlab(self, path="/state", method="GET"):
+        """Ask the stand-in for GitLab."""
+        return json.loads(self.sh(f"curl -s -X {method} {URL}{path}") or "null")
+
+    def runners(self):
+        return self.gitlab()["runners"]
+
+    def text(self):
+        return self.sh("docker exec ci-runner cat /etc/gitlab-runner/config.toml")
+
+    def config(self):
+        """Return config.toml: the whole, and its runners by the word at the end of their names."""
+        config = tomllib.loads(self.text())
+        return config, {entry["name"].split()[-1]: entry for entry in config.get("runners", [])}
+
+    def left(self):
+        """Return what is on the host that was not there before."""
+        containers = self.sh("docker ps --all --format '{{.Names}}'").split()
+        volumes = self.sh("docker volume ls --quiet").split()
+        swarm = self.sh("docker info --format '{{.Swarm.LocalNodeState}}'").strip()
+        return [name for name in containers if "ci-runner" in name], [name for name in volumes if "ci-runner" in name], swarm
+
+    def clean(self):
+        """Make it bare again, and forget all runners."""
+        self.sh("docker ps --all --format '{{.Names}}' | grep ci-runner | xargs -r docker rm --force --volumes", check=False)
+        self.sh("docker volume rm --force ci-runner ci-runner-dind; docker swarm leave --force; docker restart gitlab", check=False)
+        await_true(lambda: self.sh(f"curl -s {URL}/state", check=False))
+
+
+BARE = ([], [], "inactive")
+
+
+@pytest.fixture(scope="module")
+def bare():
+    host = Host()
+    yield host
+    host.local("rm", "--force", "--volumes", host.id)
+
+
+@pytest.fixture
+def host(bare):
+    bare.clean()
+    return bare
+
+
+@pytest.fixture
+def registered(host):
+    run = host.register(GITLAB_TOKEN="glpat-manage")
+    assert run.returncode == 0, run.stdout
+    return host
+
+
+def reason(run):
+    """Return the one line in which a run failed."""
+    assert run.returncode == 1, run.stdout
+    [line] = [line for line in run.stdout.splitlines() if line.startswith("register-runner: ")]
+    return line
+
+
+def test_a_bare_host_becomes_two_verified_runners(host):
+    run = host.register(GITLAB_TOKEN="glpat-create")
+    print(f"{run.seconds:.1f} s\n{run.stdout}")
+    assert run.returncode == 0, run.stdout
+    assert "WRONG" not in run.stdout and "ok: a privileged dind starts and answers over TLS" in run.stdout
+    assert run.seconds < 30
+    build, deploy = host.runners().values()
+    assert (build["run_untagged"], build["access_level"], build["tag_list"]) == ("true", "not_protected", "")
+    assert (deploy["run_untagged"], deploy["access_level"], deploy["tag_list"]) == ("false", "ref_protected", "deploy")
+    assert build["locked"] == deploy["locked"] == "true"
+    assert [len(runner["managers"]) for runner in (build, deploy)] == [1, 1]
+    assert host.left()[2] == "active"
+    assert "deploy waits until mainx is protected" in run.stdout
+    # It runs, from a configuration of which it does not complain.
+    assert "WARNING" not in host.sh("docker logs ci-runner 2>&1")
+    assert host.sh("docker exec ci-runner stat -c %a /etc/gitlab-runner/config.toml").strip() == "600"
+
+
+def test_each_runner_has_the_power_that_its_jobs_need(registered):
+    config, runners = registered.config()
+    assert config["concurrent"] > 2 and all(entry["request_concurrency"] > 1 for entry in runners.values())
+    build, deploy = runners["build"]["docker"], runners["deploy"]["docker"]
+    assert build["privileged"] is deploy["privileged"] is False
+    assert build["services_privileged"] and build["allowed_privileged_services"] == ["**/docker:*-dind"]
+    assert build["volumes"] == ["/certs/client", "/cache"]
+    assert "services_privileged" not in deploy and deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
+
+
+def test_the_same_call_again_changes_nothing(registered):
+    before = registered.text(), registered.runners(), registered.sh("docker ps --quiet --no-trunc")
+    asked = len(registered.gitlab()["requests"])
+    run = registered.register(GITLAB_TOKEN="glpat-manage")
+    assert run.returncode == 0 and run.seconds < 5, f"{run.seconds}\n{run.stdout}"
+    assert (registered.text(), registered.runners(), registered.sh("docker ps --quiet --no-trunc")) == before
+    paths = {(method, path) for method, path, _ in registered.gitlab()["requests"][asked:]}
+    assert paths == {("POST", "/api/v4/runners/verify")}
+
+
+def test_changed_options_correct_what_is_there(registered):
+    options = "--tags=linux", "--description=other", "--registry-mirror=http://10.99.0.1:5001", "--mtu=1400", "--concurrent=7"
+    run = registered.register(*options, GITLAB_TOKEN="glpat-manage", IMAGE_PREFIX="")
+    assert run.returncode == 0, run.stdout
+    config, runners = registered.config()
+    assert config["concurrent"] == 7
+    assert runners["build"]["docker"]["volumes"][-1] == "ci-runner-dind:/etc/docker:ro"
+    daemon = registered.sh("docker run --rm --volume ci-runner-dind:/v python:3.14-slim cat /v/daemon.json")
+    assert json.loads(daemon) == {
+        "mtu": 1400, "registry-mirrors": ["http://10.99.0.1:5001"], "insecure-registries": ["10.99.0.1:5001"],
+    }
+    build, deploy = registered.runners().values()
+    assert (build["tag_list"], deploy["tag_list"], deploy["description"]) == ("linux", "deploy,linux", "other deploy")
+
+
+def test_without_manage_runner_it_says_what_to_change_in_gitlab(registered):
+    run = registered.register("--tags=linux", GITLAB_TOKEN="glpat-create")
+    assert run.returncode == 0, run.stdout
+    number = next(iter(registered.runners()))
+    assert f"change runner #{number} in Settings > CI/CD > Runners" in run.stdout and "tag_list=linux|" in run.stdout
+
+
+def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
+    tokens = {f"{name.upper()}_RUNNER_TOKEN": host.gitlab(f"/runner/{name}")["token"] for name in ("build", "deploy")}
+    run = host.run(f"--url={URL}", ADVERTISE, "--tags=linux", RUNNER_TAG_LIST="left over", **tokens)
+    assert run.returncode == 0, run.stdout
+    _, runners = host.config()
+    assert [runners[name]["token"] for name in ("build", "deploy")] == list(tokens.values())
+    assert [str(runners[name]["id"]) for name in ("build", "deploy")] == list(host.runners())
+    again = host.run(f"--url={URL}", ADVERTISE, "--tags=linux", **tokens)
+    assert again.returncode == 0 and len(host.config()[0]["runners"]) == 2
+
+
+def test_a_registration_token_of_an_older_server_makes_both(host):
+    run = host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy")
+    assert run.returncode == 0, run.stdout
+    build, deploy = host.runners().values()
+    assert (build["tag_list"], deploy["tag_list"], deploy["access_level"]) == ("", "deploy", "ref_protected")
+    assert host.run("--unregister").returncode == 0
+    assert host.runners() == {} and host.left() == BARE
+
+
+@pytest.mark.parametrize("arguments, env, words", [
+    ([], {"GITLAB_TOKEN": "glpat-unknown"}, "does not know the access token, or it has expired"),
+    ([], {"GITLAB_TOKEN": "glpat-without"}, "the access token lacks the scope"),
+    ([], {"GITLAB_TOKEN": "glpat-guest"}, "the access token's role is too low"),
+    (["--project=18"], {"GITLAB_TOKEN": "glpat-create"}, "GitLab refuses"),
+    (["--project=group/other"], {"GITLAB_TOKEN": "glpat-read"}, "cannot look up the number of group/other"),
+    (["--project=group/project"], {"GITLAB_TOKEN": "glpat-create"}, "cannot look up the number of group/project"),
+    (["--url=http://10.77.0.1:9"], {"GITLAB_TOKEN": "glpat-create"}, "refuses the connection"),
+    (["--url=http://nowhere.invalid"], {"GITLAB_TOKEN": "glpat-create"}, "there is no such host"),
+    (["--url=gitlab"], {"GITLAB_TOKEN": "glpat-create"}, "--url is an address"),
+    ([], {"BUILD_RUNNER_TOKEN": "glrt-unknown"}, "GitLab does not accept the token of the build runner"),
+    ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "does not know the registration token"),
+    ([], {}, "no credentials for the build runner"),
+    ([], {"GITLAB_TOKEN_FILE": "/tmp/none"}, "cannot read /tmp/none (GITLAB_TOKEN_FILE)"),
+    ([], {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host itself"),
+    ([], {"DOCKER_HOST": "unix:///run/none.sock"}, "Docker does not answer (systemctl start docker)"),
+    (["--run-untagged=false"], {"GITLAB_TOKEN": "x"}, "--run-untagged=false needs --tags"),
+])
+def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, words):
+    assert words in reason(host.register(*arguments, **env))
+    assert host.left() == BARE and host.runners() == {}
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("500", "GitLab answers 500"), ("422", "GitLab refuses"), ("cut", "cannot reach"), ("slow:25", "does not answer in time"),
+])
+def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host, fault, words):
+    host.gitlab(f"/fault/{fault}", "PUT")
+    assert words in reason(host.register(GITLAB_TOKEN="glpat-create"))
+    assert host.left() == BARE
+    if not fault.startswith("slow"):  # that one, GitLab has made: it cannot know that nobody heard so
+        assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0 and len(host.runners()) == 2
+
+
+def test_a_server_that_takes_no_registration_tokens_any_more_is_told_apart(host):
+    host.gitlab("/legacy/off", "PUT")
+    assert "GitLab takes no registration tokens any more" in reason(host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy"))
+
+
+def test_a_path_serves_as_project_where_the_token_may_read_it(host):
+    run = host.run(f"--url={URL}", "--project=group/project", ADVERTISE, GITLAB_TOKEN="glpat-read")
+    assert run.returncode == 0 and len(host.runners()) == 2, run.stdout
+
+
+def test_an_interrupted_run_makes_no_runner_twice(host):
+    host.gitlab("/fault/slow:3", "PUT")
+    with subprocess.Popen(host.command(f"--url={URL}", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"), stdout=subprocess.DEVNULL) as run:
+        await_true(lambda: host.sh("ps -o args | grep '[c]url --disable'", check=False), seconds=30)
+        host.sh("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^sh /tmp/register' && kill -TERM ${p#/proc/}; done", check=False)
+        run.wait(60)
+    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
+    assert len(host.runners()) == 2
+
+
+def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
+    host.sh("docker volume create --opt type=tmpfs --opt device=tmpfs --opt o=size=4k,nr_inodes=2 ci-runner")
+    said = reason(host.register(GITLAB_TOKEN="glpat-manage"))
+    assert "is the disk full? (it is deleted again in GitLab)" in said and host.runners() == {}
+    host.sh("docker volume rm ci-runner")
+    assert host.register(GITLAB_TOKEN="glpat-manage").returncode == 0
+
+
+def test_runners_deleted_in_gitlab_are_registered_again(registered):
+    for number in registered.runners():
+        registered.sh(f"curl -s -X DELETE -H 'PRIVATE-TOKEN: glpat-manage' {URL}/api/v4/runners/{number}")
+    assert registered.run("--status").returncode == 1
+    run = registered.register(GITLAB_TOKEN="glpat-manage")
+    assert run.returncode == 0 and "does not accept the build runner of this host any more" in run.stdout, run.stdout
+    assert len(registered.runners()) == len(registered.config()[0]["runners"]) == 2
+
+
+def test_status_says_what_is_there(registered):
+    run = registered.run("--status")
+    assert run.returncode == 0 and "The container ci-runner runs" in run.stdout and run.stdout.count("ok: GitLab accepts the ") == 2
+
+
+def test_unregister_undoes_all_of_it(registered):
+    run = registered.run("--unregister", GITLAB_TOKEN="glpat-manage")
+    assert run.returncode == 0, run.stdout
+    assert registered.runners() == {} and registered.left() == BARE
+
+
+def test_unregister_without_the_scope_says_what_to_delete(registered):
+    number = next(iter(registered.runners()))
+    run = registered.run("--unregister")
+    assert run.returncode == 0 and f"delete runner #{number} in Settings" in run.stdout
+    assert registered.left() == BARE
+
+
+def test_one_runner_only(host):
+    run = host.register("--only=build", GITLAB_TOKEN="glpat-create")
+    assert run.returncode == 0 and "deploy: no such runner on this host" in run.stdout, run.stdout
+    assert len(host.runners()) == 1 and host.left()[2] == "inactive"
+    assert host.register("--only=deploy", GITLAB_TOKEN="glpat-create").returncode == 0
+    assert set(host.config()[1]) == {"build", "deploy"}
+    assert host.run("--unregister", "--only=build", GITLAB_TOKEN="glpat-manage").returncode == 0
+    assert set(host.config()[1]) == {"deploy"} and len(host.runners()) == 1
+
+
+def test_a_dry_run_shows_every_change_and_makes_none(host):
+    run = host.register("--dry-run", GITLAB_TOKEN="glpat-create")
+    assert run.returncode == 0, run.stdout
+    assert host.left() == BARE and host.runners() == {}
+    for words in ("make this host a single-node swarm", "register the build runner", "register the deploy runner", "write config.toml", "start the container ci-runner"):
+        assert f"would {words}" in run.stdout
+    assert 'token = "***"' in run.stdout
+
+
+def test_another_container_of_that_name_stays_as_it_is(host):
+    host.sh("docker run --detach --name ci-runner python:3.14-slim sleep 600")
+    assert "there is a container ci-runner that this script did not start" in reason(host.register(GITLAB_TOKEN="glpat-create"))
+    assert host.sh("docker inspect --format '{{.State.Running}}' ci-runner").strip() == "true" and host.runners() == {}
+
+
+def test_another_gitlab_runner_is_reported_and_left_alone(host):
+    host.sh(f"docker run --detach --name theirs --entrypoint sleep {RUNNER_IMAGE} 600")
+    try:
+        run = host.register(GITLAB_TOKEN="glpat-create")
+        assert run.returncode == 0 and "another gitlab-runner here, which stays as it is: theirs" in run.stdout
+    finally:
+        host.sh("docker rm --force theirs")
+
+
+def test_mirror_prefix_and_proxy_reach_the_runners(host):
+    for image in (RUNNER_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
+        host.sh(f"docker tag {image} mirror.test/{image}")
+    proxy = {"HTTP_PROXY": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
+    run = host.register(GITLAB_TOKEN="glpat-create", IMAGE_PREFIX="mirror.test/", **proxy)
+    assert run.returncode == 0 and "pa55word" not in run.stdout, run.stdout
+    entry = host.config()[1]["build"]
+    assert re.fullmatch(r"mirror\.test/gitlab/gitlab-runner-helper:\w+-v19\.4\.0", entry["docker"]["helper_image"])
+    environment = dict(pair.split("=", 1) for pair in entry["environment"])
+    assert environment["http_proxy"] == proxy["HTTP_PROXY"]
+    assert set(environment["NO_PROXY"].split(",")) >= {"10.77.0.1", "docker", "app"}
+
+
+def test_a_private_ca_is_asked_for_and_then_trusted(host):
+    host.sh("""openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gitlab -addext subjectAltName=IP:10.77.0.1 \
+        -keyout /tmp/gitlab.key -out /tmp/gitlab.crt 2> /dev/null""")
+    host.serve("gitlab-tls", 8443, "/tmp/gitlab.crt", "/tmp/gitlab.key")
+    url = "--url=https://10.77.0.1:8443"
+    try:
+        assert "give the CA's with --ca-file" in reason(host.run(url, "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"))
+        run = host.run(url, "--project=17", ADVERTISE, "--ca-file=/tmp/gitlab.crt", GITLAB_TOKEN="glpat-create")
+        assert run.returncode == 0 and "ok: GitLab accepts the build runner" in run.stdout, run.stdout
+    finally:
+        host.sh("docker rm --force gitlab-tls")
+
+
+def test_no_secret_is_seen_anywhere_but_in_the_configuration(host):
+    """Watches all processes while it runs; then searches output, containers and files."""
+    host.write("/tmp/watch", "while [ -e /tmp/watching ]; do cat /proc/[0-9]*/cmdline; done 2> /dev/null > /tmp/seen\n")
+    host.write("/tmp/token", "glpat-manage\n")
+    host.sh("touch /tmp/watching")
+    with subprocess.Popen(["docker", "exec", host.id, "sh", "/tmp/watch"]) as watch:
+        run = host.register(GITLAB_TOKEN_FILE="/tmp/token")
+        host.sh("rm /tmp/watching")
+        watch.wait(30)
+    assert run.returncode == 0, run.stdout
+    tokens = [runner["token"] for runner in host.runners().values()] + ["glpat-manage"]
+    seen = host.sh("cat /tmp/seen") + run.stdout + host.sh("docker inspect $(docker ps --all --quiet); docker logs ci-runner 2>&1; rm /tmp/token")
+    assert "/tmp/register-runner" in seen  # the watcher did see what ran
+    assert not [token for token in tokens if token in seen]
+    assert host.sh(f"grep -rl -e {tokens[0]} -e glpat-manage /tmp /root /var/log 2> /dev/null", check=False) == "/tmp/gitlab.py\n"
+
+
+def test_under_dash_and_without_curl(host):
+    """In a Debian container with Docker's client: its sh is dash, and it has no curl."""
+    host.sh("cp $(command -v docker) /tmp/docker")
+    answer = host.sh(
+        "docker run --rm --network host --volume /var/run/docker.sock:/var/run/docker.sock --volume /tmp/docker:/usr/local/bin/docker "
+        "--volume /tmp:/tmp:ro --env GITLAB_TOKEN=glpat-create python:3.14-slim sh -c "
+        f"'! command -v curl && exec dash /tmp/register-runner --url {URL} --project 17 {ADVERTISE}'"
+    )
+    assert "build: runner #" in answer and len(host.runners()) == 2, answer

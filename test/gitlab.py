@@ -1,8 +1,8 @@
 """A stand-in for GitLab's API, as far as runners are concerned: python gitlab.py PORT [CERTIFICATE KEY].
 
 It answers as docs.gitlab.com (API > Runners) says, to tokens that are named for what they may do, for project 17,
-which is group/project. GET /state tells what it knows; PUT /fault/NAME[:SECONDS] makes the next request fail:
-500, 422, cut (before it is heard), slow (answered after SECONDS).
+which is group/project. GET /state tells what it knows, PUT /reset makes it forget; PUT /fault/NAME[:SECONDS]
+makes the next request fail: 500, 422, cut (before it is heard), slow (answered after SECONDS).
 """
 
 import http.server
@@ -50,6 +50,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             parameters = {key: values[0] for key, values in parse_qs(body or url.query, keep_blank_values=True).items()}
         if url.path == "/state":
             return self.answer(200, state)
+        if url.path == "/reset":
+            state.update(runners={}, requests=[], legacy=True)
+            return self.answer(200)
         if match := re.fullmatch(r"/fault/(\w+):?([\d.]*)", url.path):
             fault[:] = match[1], float(match[2] or 0)
             return self.answer(200)

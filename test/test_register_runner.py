@@ -4,6 +4,8 @@ Docker is real, and so is the dind that the script tries.
 """
 
 import json
+import os
+import pty
 import re
 import subprocess
 import time
@@ -99,8 +101,8 @@ class Host:
     def clean(self):
         """Make it bare again, and forget all runners."""
         self.sh("docker ps --all --format '{{.Names}}' | grep ci-runner | xargs -r docker rm --force --volumes", check=False)
-        self.sh("docker volume rm --force ci-runner ci-runner-dind; docker swarm leave --force; docker restart gitlab", check=False)
-        await_true(lambda: self.sh(f"curl -s {URL}/state", check=False))
+        self.sh("docker volume rm --force ci-runner ci-runner-dind; docker swarm leave --force", check=False)
+        self.gitlab("/reset", "PUT")
 
 
 BARE = ([], [], "inactive")
@@ -255,6 +257,22 @@ def test_a_server_that_takes_no_registration_tokens_any_more_is_told_apart(host)
 def test_a_path_serves_as_project_where_the_token_may_read_it(host):
     run = host.run(f"--url={URL}", "--project=group/project", ADVERTISE, GITLAB_TOKEN="glpat-read")
     assert run.returncode == 0 and len(host.runners()) == 2, run.stdout
+
+
+def test_on_a_terminal_it_asks_for_what_is_missing_and_shows_no_secret(host):
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["docker", "exec", "--interactive", "--tty", *host.command(ADVERTISE)[2:]], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    ) as run:
+        os.close(theirs)
+        shown = ""
+        for question, answer in (("URL of the GitLab", URL), ("Access token", "glpat-create"), ("Number of the project", "17"), ("the jobs build and test", "")):
+            while question not in shown:
+                shown += os.read(ours, 1000).decode()
+            os.write(ours, f"{answer}\n".encode())
+        assert run.wait(60) == 0
+    os.close(ours)
+    assert "glpat-create" not in shown and len(host.runners()) == 2
 
 
 def test_an_interrupted_run_makes_no_runner_twice(host):

@@ -159,7 +159,7 @@ def test_help_and_misuse(copy, name):
     copy = copy()  # no docker and no Python in reach
     help = copy.run(name, "--help")
     assert (help.returncode, help.stderr) == (0, "")
-    assert help.stdout.startswith(f"Usage: scripts/{name}") and "-h, --help" in help.stdout
+    assert re.match(rf"Usage: (scripts/)?{name}\b", help.stdout) and "-h, --help" in help.stdout
     assert max(len(line) for line in help.stdout.splitlines()) <= 110
     short = copy.run(name, "-h")
     assert (short.returncode, short.stderr, short.stdout) == (0, "", help.stdout)
@@ -337,6 +337,19 @@ def test_venv_tries_again_after_pip_has_failed(copy):
     stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip *": "exit 1"})
     assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
     assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+
+
+def test_the_runners_clean_up_removes_only_what_is_old_and_theirs(copy):
+    code = re.search(r"^janitor='(.*?)'$", (ROOT / "scripts/register-runner").read_text(), re.DOTALL | re.MULTILINE)[1]
+    theirs = "--filter label=com.gitlab.gitlab-runner.managed=true"
+    copy = copy(sleep={"86400": "kill $PPID"}, docker={
+        f"ps --all {theirs} *": "echo new 47 hours ago; echo old 2 days ago", "rm *": "",
+        f"volume ls --quiet --filter dangling=true {theirs}": "echo late; echo early",
+        "volume inspect * early": "echo 2020-01-01T00:00:00+08:00", "volume inspect * late": "date +%Y-%m-%dT%H:%M:%SZ", "volume rm *": "",
+    })
+    (copy.path / "janitor").write_text(code)
+    subprocess.run([*copy.shell, copy.path / "janitor"], env={"PATH": f"{copy.bin}:{copy.tools}"}, timeout=20)
+    assert copy.calls("rm") == ["rm --force --volumes old"] and copy.calls("volume rm") == ["volume rm early"]
 
 
 @pytest.mark.parametrize("missing", PIPELINE_NEEDS)

@@ -21,8 +21,8 @@ CONFIG = "/etc/gitlab-runner/config.toml"
 RESERVED = ("tag-list", "access-level", "maximum-timeout", "maintenance-note", "run-untagged", "paused", "locked")
 
 
-def system_id():
-    path = Path("/etc/gitlab-runner/.runner_system_id")
+def system_id(config=CONFIG):
+    path = Path(config).parent / ".runner_system_id"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.write_text("r_" + secrets.token_hex(6))
@@ -50,9 +50,9 @@ def entries(path):
     return tomllib.loads(Path(path).read_text()).get("runners", []) if os.path.exists(path) else []
 
 
-def verdict(entry):
+def verdict(entry, config=CONFIG):
     """Ask the server about an entry; log it as the real one does; return the status."""
-    status, answer = call("POST", entry["url"], "/runners/verify", entry.get("tls-ca-file"), token=entry["token"], system_id=system_id())
+    status, answer = call("POST", entry["url"], "/runners/verify", entry.get("tls-ca-file"), token=entry["token"], system_id=system_id(config))
     words = {200: "is valid", 403: "is not valid"}.get(status, "failed")
     detail = f" status=couldn't execute POST against {entry['url']}: {answer}" if not status else f" status={status}"
     print(f"{'Verifying' if status == 200 else 'ERROR: Verifying'} runner... {words}  runner={entry['token'][5:14]}{detail}", file=sys.stderr)
@@ -70,7 +70,7 @@ def register(arguments):
     if not token.startswith("glrt-") or any(given[flag.replace("-", "_")] for flag in RESERVED) or any(map(os.environ.get, environment)):
         sys.exit("FATAL: Runner configuration other than name and executor configuration is reserved")
     entry = {"url": given["url"], "token": token, "tls-ca-file": given["tls_ca_file"]}
-    status, answer = verdict(entry)
+    status, answer = verdict(entry, given["config"] or CONFIG)
     if status != 200:
         sys.exit("PANIC: Failed to verify the runner.")
     with open(given["config"] or CONFIG, "a") as config:
@@ -85,16 +85,18 @@ def named(arguments):
     parser.add_argument("--name")
     parser.add_argument("--config", default=CONFIG)
     given = parser.parse_args(arguments)
-    return [entry for entry in entries(given.config) if given.name in (None, entry["name"])]
+    return given.config, [entry for entry in entries(given.config) if given.name in (None, entry["name"])]
 
 
 def verify(arguments):
-    sys.exit(1 if any(verdict(entry)[0] == 403 for entry in named(arguments)) else 0)
+    sys.exit(1 if any(verdict(entry)[0] == 403 for entry in named(arguments)[1]) else 0)
 
 
 def unregister(arguments):
-    for entry in named(arguments):
-        call("DELETE", entry["url"], "/runners/managers", entry.get("tls-ca-file"), token=entry["token"], system_id=system_id())
+    config, gone = named(arguments)
+    for entry in gone:
+        call("DELETE", entry["url"], "/runners/managers", entry.get("tls-ca-file"), token=entry["token"], system_id=system_id(config))
+    Path(config).write_text("")  # the real one writes what is left in its own way, without comments
 
 
 def run(arguments):
@@ -103,7 +105,9 @@ def run(arguments):
     if config.get("concurrent", 1) <= len(config["runners"]) or any(entry.get("request_concurrency", 1) < 2 for entry in config["runners"]):
         print("WARNING: CONFIGURATION: Long polling issues detected.", flush=True)
     print("Initializing executor providers", flush=True)
-    signal.sigwait({signal.SIGQUIT, signal.SIGTERM, signal.SIGINT})
+    ends = {signal.SIGQUIT, signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # PID 1 gets no other
+    signal.sigwait(ends)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ def test_each_runner_has_the_power_that_its_jobs_need(registered):
     assert build["privileged"] is deploy["privileged"] is False
     assert build["services_privileged"] and build["allowed_privileged_services"] == ["**/docker:*-dind"]
     assert build["volumes"] == ["/certs/client", "/cache"]
-    assert "services_privileged" not in deploy and deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
+    assert "services_privileged" not in deploy and deploy["allowed_services"] == ["none"]
+    assert deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
 
 
 def test_the_same_call_again_changes_nothing(registered):
@@ -193,6 +194,8 @@ def test_without_manage_runner_it_says_what_to_change_in_gitlab(registered):
     assert run.returncode == 0, run.stdout
     number = next(iter(registered.runners()))
     assert f"change runner #{number} in Settings > CI/CD > Runners" in run.stdout and "tag_list=linux|" in run.stdout
+    assert registered.register("--tags=linux", GITLAB_TOKEN="glpat-manage").returncode == 0
+    assert [runner["tag_list"] for runner in registered.runners().values()] == ["linux", "deploy,linux"]
 
 
 def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
@@ -204,6 +207,13 @@ def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
     assert [str(runners[name]["id"]) for name in ("build", "deploy")] == list(host.runners())
     again = host.run(f"--url={URL}", ADVERTISE, "--tags=linux", **tokens)
     assert again.returncode == 0 and len(host.config()[0]["runners"]) == 2
+    build, deploy = host.runners().values()
+    assert [len(runner["managers"]) for runner in (build, deploy)] == [1, 1]
+    assert host.run("--unregister", "--only=build").returncode == 0
+    assert set(host.config()[1]) == {"deploy"}
+    # They are somebody's: this host is no more one of their machines, that is all.
+    build, deploy = host.runners().values()
+    assert [len(runner["managers"]) for runner in (build, deploy)] == [0, 1]
 
 
 def test_a_registration_token_of_an_older_server_makes_both(host):
@@ -309,9 +319,28 @@ def test_runners_deleted_in_gitlab_are_registered_again(registered):
     assert len(registered.runners()) == len(registered.config()[0]["runners"]) == 2
 
 
+def test_the_runners_of_one_project_are_not_given_to_another(registered):
+    assert "the runners here are of project 17" in reason(registered.register("--project=18", GITLAB_TOKEN="glpat-manage"))
+    assert "the runners here are of http://10.77.0.1:8080" in reason(registered.register("--url=http://10.77.0.1:8081"))
+
+
+def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
+    host.sh("ip address add 10.78.0.1/24 dev eth0")
+    try:
+        run = host.run(f"--url={URL}", "--project=17", GITLAB_TOKEN="glpat-create")
+        assert run.returncode == 0, run.stdout
+        address = host.sh("docker info --format '{{.Swarm.NodeAddr}}'").strip()
+        assert address == host.sh("ip route get 1.1.1.1 | sed -n 's/.* src \\([^ ]*\\).*/\\1/p'").strip()
+    finally:
+        host.sh("ip address del 10.78.0.1/24 dev eth0")
+
+
 def test_status_says_what_is_there(registered):
     run = registered.run("--status")
     assert run.returncode == 0 and "The container ci-runner runs" in run.stdout and run.stdout.count("ok: GitLab accepts the ") == 2
+    registered.sh("docker stop ci-runner")
+    stopped = registered.run("--status")
+    assert "WRONG: the container ci-runner runs" in stopped.stdout and reason(stopped)
 
 
 def test_unregister_undoes_all_of_it(registered):

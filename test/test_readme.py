@@ -92,3 +92,28 @@ def test_every_option_that_is_named_is_one():
     assert {"--only", "--rollback", "--dry-run"} <= named
     assert [option for option in named if f"{option} " not in scripts and f"{option})" not in scripts] == []
 
+
+def facts(text):
+    """Return what a translation must not change, in order: headings' levels, blocks, settings, code, figures."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return {
+        "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
+        "blocks": [block for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if block[0] != "mermaid"],
+        "settings": [(name, default if default.startswith("`") else "") for name, default in re.findall(r"^\| `([A-Z_.]+)` \| (\S*)", text, re.MULTILINE)],
+        "code": sorted(re.findall(r"`([^`]+)`", prose)),
+        "figures": sorted(re.findall(r"\d+", re.sub(r"`[^`]+`", "", prose))),
+        "points": len(re.findall(r"^(?:- |\d\. |\*\*)", prose, re.MULTILINE)),
+    }
+
+
+def test_the_chinese_readme_has_the_same_facts():
+    chinese = facts((ROOT / "README.zh-CN.md").read_text())
+    for kind, fact in facts(README).items():
+        assert chinese[kind] == fact, kind
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_labels_of_the_picture_are_quoted(name):
+    [picture] = re.findall(r"```mermaid\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    # Mermaid takes a comma or a Chinese colon outside quotes for a mistake, and GitLab then shows its message.
+    assert re.sub(r'"[^"]*"', "", picture).isascii() and "," not in re.sub(r'"[^"]*"', "", picture)

@@ -337,7 +337,7 @@ def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
 
 def test_status_says_what_is_there(registered):
     run = registered.run("--status")
-    assert run.returncode == 0 and "The container ci-runner runs" in run.stdout and run.stdout.count("ok: GitLab accepts the ") == 2
+    assert run.returncode == 0 and "ok: the container ci-runner runs" in run.stdout and run.stdout.count("ok: GitLab accepts the ") == 2
     registered.sh("docker stop ci-runner")
     stopped = registered.run("--status")
     assert "WRONG: the container ci-runner runs" in stopped.stdout and reason(stopped)
@@ -393,13 +393,13 @@ def test_another_gitlab_runner_is_reported_and_left_alone(host):
 def test_mirror_prefix_and_proxy_reach_the_runners(host):
     for image in (RUNNER_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
         host.sh(f"docker tag {image} mirror.test/{image}")
-    proxy = {"HTTP_PROXY": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
+    proxy = {"http_proxy": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
     run = host.register(GITLAB_TOKEN="glpat-create", IMAGE_PREFIX="mirror.test/", **proxy)
     assert run.returncode == 0 and "pa55word" not in run.stdout, run.stdout
     entry = host.config()[1]["build"]
     assert re.fullmatch(r"mirror\.test/gitlab/gitlab-runner-helper:\w+-v19\.4\.0", entry["docker"]["helper_image"])
     environment = dict(pair.split("=", 1) for pair in entry["environment"])
-    assert environment["http_proxy"] == proxy["HTTP_PROXY"]
+    assert environment["HTTP_PROXY"] == environment["http_proxy"] == proxy["http_proxy"]
     assert set(environment["NO_PROXY"].split(",")) >= {"10.77.0.1", "docker", "app"}
 
 

@@ -176,6 +176,7 @@ def test_the_same_call_again_changes_nothing(registered):
 
 def test_changed_options_correct_what_is_there(registered):
     options = "--tags=linux", "--description=other", "--registry-mirror=http://10.99.0.1:5001", "--mtu=1400", "--concurrent=7"
+    options += "--image=python:3.14-slim", "--locked=false", "--access-level=ref_protected"
     run = registered.register(*options, GITLAB_TOKEN="glpat-manage", IMAGE_PREFIX="")
     assert run.returncode == 0, run.stdout
     config, runners = registered.config()
@@ -187,6 +188,9 @@ def test_changed_options_correct_what_is_there(registered):
     }
     build, deploy = registered.runners().values()
     assert (build["tag_list"], deploy["tag_list"], deploy["description"]) == ("linux", "deploy,linux", "other deploy")
+    assert (build["locked"], build["access_level"], deploy["locked"]) == ("false", "ref_protected", "false")
+    assert runners["build"]["docker"]["image"] == runners["deploy"]["docker"]["image"] == "python:3.14-slim"
+    assert len(registered.runners()) == 2 and "of protected branches only" in run.stdout
 
 
 def test_without_manage_runner_it_says_what_to_change_in_gitlab(registered):
@@ -416,13 +420,14 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
         host.sh("docker rm --force gitlab-tls")
 
 
-def test_no_secret_is_seen_anywhere_but_in_the_configuration(host):
+@pytest.mark.parametrize("env", [{"GITLAB_TOKEN": "glpat-manage"}, {"GITLAB_TOKEN_FILE": "/tmp/token"}], ids=["environment", "file"])
+def test_no_secret_is_seen_anywhere_but_in_the_configuration(host, env):
     """Watches all processes while it runs; then searches output, containers and files."""
     host.write("/tmp/watch", "while [ -e /tmp/watching ]; do cat /proc/[0-9]*/cmdline; done 2> /dev/null > /tmp/seen\n")
     host.write("/tmp/token", "glpat-manage\n")
     host.sh("touch /tmp/watching")
     with subprocess.Popen(["docker", "exec", host.id, "sh", "/tmp/watch"]) as watch:
-        run = host.register(GITLAB_TOKEN_FILE="/tmp/token")
+        run = host.register(**env)
         host.sh("rm /tmp/watching")
         watch.wait(30)
     assert run.returncode == 0, run.stdout

@@ -339,6 +339,18 @@ def test_venv_tries_again_after_pip_has_failed(copy):
     assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
 
 
+@pytest.mark.parametrize("commands, env, words", [
+    ({}, {}, "Docker is not installed"),
+    ({"version": error("permission denied while trying to connect")}, {}, "this user may not use Docker"),
+    ({"version": error("Cannot connect")}, {}, "Docker does not answer (systemctl start docker): Cannot connect"),
+    ({}, {"IMAGE_PREFIX": "mirror.test"}, "IMAGE_PREFIX 'mirror.test' must end with a slash"),
+], ids=["none", "rights", "stopped", "prefix"])
+def test_register_runner_says_what_the_host_lacks(copy, commands, env, words):
+    copy = copy(**({"docker": {"context inspect *": "echo unix:///var/run/docker.sock", **commands}} if commands else {}))
+    assert words in reason(copy.run("register-runner", **env))
+    assert copy.calls("run") == []
+
+
 def test_the_runners_clean_up_removes_only_what_is_old_and_theirs(copy):
     code = re.search(r"^janitor='(.*?)'$", (ROOT / "scripts/register-runner").read_text(), re.DOTALL | re.MULTILINE)[1]
     theirs = "--filter label=com.gitlab.gitlab-runner.managed=true"

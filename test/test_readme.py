@@ -7,8 +7,13 @@ import requests
 
 from support import ROOT
 
+def blocks(text):
+    """Return the blocks of code, each with its language."""
+    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+
+
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+BLOCKS = blocks(README)
 SETTINGS = {
     name: default.strip("`") for name, default in re.findall(r"^\| `([A-Z_]+)` \| (\S*|the [^|]*) ?\|", README, re.MULTILINE)
 }
@@ -98,7 +103,7 @@ def facts(text):
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return {
         "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
-        "blocks": [block for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if block[0] != "mermaid"],
+        "blocks": [block for block in blocks(text) if block[0] != "mermaid"],
         "settings": [(name, default if default.startswith("`") else "") for name, default in re.findall(r"^\| `([A-Z_.]+)` \| (\S*)", text, re.MULTILINE)],
         "code": sorted(re.findall(r"`([^`]+)`", prose)),
         "figures": sorted(re.findall(r"\d+", re.sub(r"`[^`]+`", "", prose))),
@@ -114,6 +119,6 @@ def test_the_chinese_readme_has_the_same_facts():
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_the_labels_of_the_picture_are_quoted(name):
-    [picture] = re.findall(r"```mermaid\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    [picture] = [text for kind, text in blocks((ROOT / name).read_text()) if kind == "mermaid"]
     # Mermaid takes a comma or a Chinese colon outside quotes for a mistake, and GitLab then shows its message.
     assert re.sub(r'"[^"]*"', "", picture).isascii() and "," not in re.sub(r'"[^"]*"', "", picture)

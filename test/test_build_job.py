@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from support import await_true
+
 pytestmark = pytest.mark.docker
 
 
@@ -73,3 +75,35 @@ def test_the_index_and_its_password_are_used_and_leave_no_trace(pipeline, build)
     assert "status 1" in output
     assert "Looking in indexes: http://reader:****@127.0.0.1:9/simple" in output
     assert "pa55word" not in output
+
+
+@pytest.fixture
+def private_registry(pipeline):
+    """A registry that, like GitLab's, takes tokens only; of a CA that dind knows, and nobody else. Its name."""
+    pipeline.put_source("/tmp/source")
+    pipeline.host("sh", "-euc", """
+        mkdir -p /tls /etc/dind/certs.d/registry.test:5443
+        cd /tls
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=private CA" -keyout ca.key -out ca.crt
+        openssl req -newkey rsa:2048 -nodes -subj "/CN=registry.test" -keyout server.key -out server.csr
+        echo subjectAltName=DNS:registry.test > names
+        openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt
+        cp ca.crt /etc/dind/certs.d/registry.test:5443/
+        docker run --detach --name token --publish 8443:8443 --volume /tls:/tls:ro --volume /tmp/source/test:/test:ro \
+            python:3.14-slim python /test/registry_token.py 8443
+        docker run --detach --name private-registry --publish 5443:5000 --volume /tls:/tls:ro \
+            --env REGISTRY_HTTP_TLS_CERTIFICATE=/tls/server.crt --env REGISTRY_HTTP_TLS_KEY=/tls/server.key \
+            --env REGISTRY_AUTH=token --env REGISTRY_AUTH_TOKEN_REALM=https://registry.test:8443/ \
+            --env REGISTRY_AUTH_TOKEN_SERVICE=registry --env REGISTRY_AUTH_TOKEN_ISSUER=gitlab \
+            --env REGISTRY_AUTH_TOKEN_ROOTCERTBUNDLE=/tls/ca.crt registry:3.1.1
+    """)
+    await_true(lambda: "ready" in pipeline.docker("logs", "token"), seconds=30)
+    yield "registry.test:5443"
+    pipeline.docker("rm", "--force", "--volumes", "token", "private-registry")
+    pipeline.host("rm", "-r", "/etc/dind/certs.d/registry.test:5443", "/tls")
+
+
+def test_a_private_ca_that_dind_knows_is_enough_to_push(build, private_registry):
+    registry = {"CI_REGISTRY": private_registry, "CI_REGISTRY_IMAGE": f"{private_registry}/group/project"}
+    output = build(**registry, CI_REGISTRY_USER="robot", CI_REGISTRY_PASSWORD="pa55word", CI_COMMIT_SHA="3" * 40)
+    assert "status 0" in output and f"DEPLOY_IMAGE={private_registry}/group/project@sha256:" in output, output

@@ -70,10 +70,11 @@ def test_the_index_and_its_password_are_used_and_leave_no_trace(pipeline, build)
     # Nobody listens there: what matters is who is asked, and what is told of it.
     pipeline.edit("requirements.txt", "tornado==", "# changed\ntornado==")
     pipeline.commit("Change the requirements")
-    output = build(PIP_INDEX_URL="http://reader:pa55word@127.0.0.1:9/simple", CI_COMMIT_SHA="2" * 40)
+    output = build(PIP_INDEX_URL="http://reader:pa55word@0.0.0.0:9/simple", CI_COMMIT_SHA="2" * 40)
     pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
     assert "status 1" in output
-    assert "Looking in indexes: http://reader:****@127.0.0.1:9/simple" in output
+    assert "Looking in indexes: http://reader:****@0.0.0.0:9/simple" in output
+    assert "not a trusted" not in output
     assert "pa55word" not in output
 
 

@@ -208,6 +208,26 @@ def test_build_gives_the_index_to_buildx_as_a_secret_only(copy):
     assert PASSWORD not in copy.read("bin/docker.log") + answer.stdout + answer.stderr
 
 
+@pytest.mark.parametrize("url", [f"http://reader:{PASSWORD}@index.test:8081/simple", "http://index.test:8081/simple"])
+def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
+    copy = copy(docker=DOCKER, python3={"-c *": ""})
+    assert copy.run("build", PIP_INDEX_URL=url).returncode == 0
+    assert copy.read("bin/docker.pip.conf") == f"[global]\nindex-url = {url}\ntrusted-host = index.test:8081"
+    stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip *": 'echo "trusts $PIP_TRUSTED_HOST"'})
+    assert "trusts index.test:8081\n" in copy.run("venv", "requirements.txt", PIP_INDEX_URL=url).stdout
+
+
+@pytest.mark.parametrize("message, words", [
+    ("Get https://registry.test/v2/: tls: x509: certificate signed by unknown authority", "--ca-file --registry"),
+    ("http: server gave HTTP response to HTTPS client", "it does not speak HTTPS"),
+    ("one line\nunauthorized: incorrect password", "as robot: unauthorized: incorrect password"),
+], ids=["private CA", "http", "password"])
+def test_build_explains_why_it_cannot_log_in(copy, message, words):
+    copy = copy(docker=but({"login *": error(message)}))
+    assert words in reason(copy.run("build", **REGISTRY))
+    assert copy.calls("buildx build") == []
+
+
 def test_a_protected_ref_writes_the_cache(pushes):
     for build in pushes["protected"].calls("buildx build"):
         assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)

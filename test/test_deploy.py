@@ -55,10 +55,10 @@ class Trial:
         headers = self.pipeline.host("sh", "-c", f"curl -si -m 5 http://127.0.0.1:{port}/test", check=False)
         return (re.findall(r"^X-Release: (\S+)", headers, re.MULTILINE) or [None])[0]
 
-    def in_service(self, *command, service="trial"):
+    def in_service(self, *command, service="trial", check=True):
         """Run a command in a replica; return what it prints."""
-        [container] = self.pipeline.docker("ps", "--quiet", f"--filter=name={service}.").split()
-        return self.pipeline.docker("exec", container, *command)
+        [container] = self.pipeline.docker("ps", "--quiet", f"--filter=name={service}\\.").split()
+        return self.pipeline.docker("exec", container, *command, check=check)
 
     def images(self, repository):
         return self.pipeline.docker("image", "ls", "--digests", "--format={{.Repository}}@{{.Digest}}", repository).split()
@@ -160,6 +160,25 @@ def test_configuration_and_secrets_reach_the_service_and_nothing_else(deployed):
         assert deployed.deploy("1").status == 0
     assert "APP_GREETING" not in deployed.in_service("env")
     assert deployed.pipeline.docker("secret", "ls", "--quiet", "--filter=label=service=trial") == ""
+
+
+def test_on_a_network_the_service_reaches_another_by_its_name(trial):
+    trial.pipeline.docker("network", "create", "--driver=overlay", "trial-data")
+    trial.pipeline.docker(
+        "service", "create", "--detach", "--with-registry-auth", "--name=trial-database", "--network=trial-data",
+        "--endpoint-mode=dnsrr", trial.releases["6"],
+    )
+    code = "import urllib.request as r; print(r.urlopen('http://trial-database:8744/test').headers['X-Release'])"
+    for _ in range(2):
+        run = trial.deploy("1", DEPLOY_NETWORK="trial-data")
+        assert run.status == 0, run.output
+    assert len(trial.pipeline.docker("service", "ps", "--quiet", "trial").split()) == 1  # the second changed nothing
+    assert "6\n" == await_true(lambda: trial.in_service("python", "-c", code, check=False, service="trial"))
+
+    assert trial.deploy("1").status == 0
+    assert trial.inspect("{{.Spec.TaskTemplate.Networks}}") == "[]"
+    trial.remove()
+    await_true(lambda: "in use" not in trial.pipeline.docker("network", "rm", "trial-data", check=False))
 
 
 def test_a_secret_that_is_no_file_is_named(trial):

@@ -295,6 +295,8 @@ SEVERAL = (
     "could not choose an IP address to advertise since this system has multiple addresses on interface eth0 "
     "(10.0.0.1 and 10.0.0.2) - specify one with --advertise-addr"
 )
+LIVE = "--live-restore daemon configuration is incompatible with swarm mode"
+SOCKET = "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"
 
 
 @pytest.mark.parametrize("answers, env, words", [
@@ -307,8 +309,13 @@ SEVERAL = (
     ({"info *": error("refused"), "version": error("no route")}, {"DEPLOY_HOST": "tcp://host"}, "answers at tcp://host"),
     ({"info *": "echo active false"}, {}, "a worker"),
     ({"info *": "echo inactive false", "swarm init": error(SEVERAL)}, {}, "set DEPLOY_ADVERTISE_ADDR"),
+    ({"info *": "echo locked false"}, {}, "the swarm is locked"),
+    ({"info *": "echo error false certificate has expired"}, {}, "says more): certificate has expired"),
+    ({"info *": "echo inactive false", "swarm init": error(LIVE)}, {}, "live-restore excludes Swarm"),
+    ({"info *": error(SOCKET), "version": error(SOCKET)}, {}, "this job may not use the Docker socket"),
+    ({"network ls *": ""}, {"DEPLOY_NETWORK": "data"}, "no overlay network data (docker network create --driver overlay data)"),
     ({"pull *": error("manifest unknown")}, {}, "cannot pull app@sha256:aa: manifest unknown"),
-], ids=["image", "mode", "strategy", "number", "range", "secret", "engine", "worker", "addresses", "pull"])
+], ids=["image", "mode", "strategy", "number", "range", "secret", "engine", "worker", "addresses", "locked", "broken", "live-restore", "socket", "network", "pull"])
 def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, env, words):
     copy = copy(docker=but(answers))
     assert words in reason(copy.run("deploy", **{"DEPLOY_IMAGE": "app@sha256:aa", **env}))

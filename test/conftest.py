@@ -59,7 +59,7 @@ def missing_for_docker():
 def missing_for_lab():
     if not (ROOT.parent / "shared/lab/up").exists():
         return "there is no ../shared/lab"
-    for command in ("socat", "sshd", "ssh-keygen"):
+    for command in ("socat", "sshd", "ssh-keygen", "nginx"):
         if not shutil.which(command, path=os.environ["PATH"] + ":/usr/sbin"):
             return f"{command} is not installed"
 

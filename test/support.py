@@ -1,5 +1,6 @@
 """Helpers of several test files: the service, raw sockets, waiting, a checkout and its pipeline."""
 
+import functools
 import json
 import os
 import re
@@ -134,6 +135,15 @@ class Pipeline(Checkout):
         """Run the commit that is checked out; return the finished process."""
         run = self.run("scripts/pipeline", f"--port={self.port}", check=False, **env)
         self.image = re.search(r"DEPLOY_IMAGE=(\S+)", run.stdout + "DEPLOY_IMAGE=none")[1]
+        return run
+
+    @functools.cache
+    def push_what_does_not_start(self):
+        """Run a commit that passes the tests: only a deployed container has a read-only file system."""
+        self.edit("server.py", "def main():\n", 'def main():\n    open("/var/tmp/started", "w").close()\n')
+        self.commit("Break the start")
+        run = self.push()
+        self.run("git", "reset", "--hard", "--quiet", "HEAD~")
         return run
 
     def container(self):

@@ -1,11 +1,13 @@
-"""README.md says what is so: files, settings, defaults, and what the first commands print."""
+"""README.md says what is so: files, settings, defaults, the code and tests that it names, what the first commands print."""
 
+import json
 import re
 
 import pytest
 import requests
 
 from support import ROOT
+
 
 def blocks(text):
     """Return the blocks of code, each with its language."""
@@ -80,7 +82,8 @@ def test_the_first_answer_is_the_one_shown(app_url):
 
 
 def test_commands_are_those_that_tests_and_ci_run():
-    commands = {line for kind, text in BLOCKS if kind == "sh" for line in text.strip().splitlines()}
+    fork = README.index("## Make it yours")  # test_fork.py runs what stands there
+    commands = {line for kind, text in blocks(README[:fork]) if kind == "sh" for line in text.strip().splitlines()}
     assert commands == {
         "scripts/serve",  # .ci/run
         "curl -i http://127.0.0.1:8744/test",  # .ci/run
@@ -96,6 +99,61 @@ def test_every_option_that_is_named_is_one():
     named = set(re.findall(r"`(?:scripts/\S+ )?(--[a-z-]+)", README))
     assert {"--only", "--rollback", "--dry-run"} <= named
     assert [option for option in named if f"{option} " not in scripts and f"{option})" not in scripts] == []
+
+
+def test_each_answer_names_code_and_tests_that_are_there():
+    answers = README[README.index("## Answers"):README.index("## When it fails")]
+    proofs = re.findall(r"\(`([^`]+)` in `([^`]+)`;\s((?:\s*`test_\w+`,?)+)\)", answers)
+    assert len(proofs) == len(re.findall(r"^\*\*", answers, re.MULTILINE)) == 6
+    tests = "".join(file.read_text() for file in (ROOT / "test").glob("test_*.py"))
+    for code, file, names in proofs:
+        assert code in (ROOT / file).read_text()
+        assert [name for name in re.findall(r"test_\w+", names) if f"def {name}(" not in tests] == []
+
+
+def shape(line):
+    """Return a line of output without what differs from run to run."""
+    line = re.sub(r"^deploy > ", "", line)
+    for pattern, name in (
+        (r"127\.0\.0\.1:\d+", "ADDRESS"), (r"\b[0-9a-f]{40}\b", "COMMIT"), (r"task \w+: Failed .* ago:", "TASK"),
+        (r"[\d.]+ (s|min)$", "TIME"), (r"^deploy: .* \(", "deploy: REASON ("),
+    ):
+        line = re.sub(pattern, name, line)
+    return " ".join(line.split())
+
+
+@pytest.mark.docker
+def test_what_a_push_prints_is_what_is_shown(pipeline):
+    for shown, run in (("job ", pipeline.first), ("==> Updating", pipeline.push_what_does_not_start())):
+        [text] = [text for _, text in BLOCKS if text.startswith(shown)]
+        printed = [shape(line) for line in run.stdout.splitlines()]
+        assert [line for line in map(shape, text.splitlines()) if line not in printed] == [], run.stdout
+
+
+def test_the_failure_that_is_shown_ends_as_the_scripts_say():
+    [failure] = [text for _, text in BLOCKS if "its last lines:" in text]
+    shown = re.search(r"^deploy: (.*) \(release \w+ answers at \S+\)$", failure, re.MULTILINE)[1]
+    assert f'fail "{shown}"' in DEPLOY
+
+
+@pytest.mark.parametrize("name, version", [
+    ("Dockerfile", "python:3.14"), (".gitlab-ci.yml", "docker:29.7.2"), ("scripts/pipeline", "registry:3.1.1"),
+    ("scripts/pipeline", "gitlab-ci-local@4.75.1"), ("scripts/register-runner", "version=19.4.0"),
+    ("scripts/register-runner", "curlimages/curl:8.17.0"), ("README.md", "postgres:18.1"), ("README.md", "TornadoServer/6.6.1"),
+])
+def test_renovate_finds_the_version(name, version):
+    config = json.loads((ROOT / ".renovaterc.json").read_text())
+    patterns = [pattern.replace("(?<", "(?P<") for manager in config["customManagers"] for pattern in manager["matchStrings"]]
+    found = [match[0] for pattern in patterns for match in re.finditer(pattern, (ROOT / name).read_text())]
+    assert [text for text in found if text.endswith(version)], found
+
+
+def test_renovate_keeps_the_odd_pins():
+    rules = {rule["matchPackageNames"][0]: rule["allowedVersions"] for rule in json.loads((ROOT / ".renovaterc.json").read_text())["packageRules"]}
+    requirements = (ROOT / "test/requirements.txt").read_text()
+    for name, limit in rules.items():
+        assert f"{name}==" in requirements
+        assert int(re.search(rf"^{name}==(\d+)", requirements, re.MULTILINE)[1]) < int(limit[1:])
 
 
 def facts(text):

@@ -398,13 +398,24 @@ def test_mirror_prefix_and_proxy_reach_the_runners(host):
     for image in (RUNNER_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
         host.sh(f"docker tag {image} mirror.test/{image}")
     proxy = {"http_proxy": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
-    run = host.register(GITLAB_TOKEN="glpat-create", IMAGE_PREFIX="mirror.test/", **proxy)
+    env = {"GITLAB_TOKEN": "glpat-create", "IMAGE_PREFIX": "mirror.test/", **proxy}
+    assert "gitlab-runner-helper:x86_64-v19.4.0 there, or" in reason(host.register(**env)).replace("arm64", "x86_64")
+    host.sh(f"docker tag {RUNNER_IMAGE} mirror.test/gitlab/gitlab-runner-helper:$(uname -m | sed s/aarch64/arm64/)-v19.4.0")
+    run = host.register(**env)
     assert run.returncode == 0 and "pa55word" not in run.stdout, run.stdout
     entry = host.config()[1]["build"]
     assert re.fullmatch(r"mirror\.test/gitlab/gitlab-runner-helper:\w+-v19\.4\.0", entry["docker"]["helper_image"])
     environment = dict(pair.split("=", 1) for pair in entry["environment"])
     assert environment["HTTP_PROXY"] == environment["http_proxy"] == proxy["http_proxy"]
     assert set(environment["NO_PROXY"].split(",")) >= {"10.77.0.1", "docker", "app"}
+
+
+def test_a_name_that_only_the_host_knows_is_told(host):
+    host.sh("echo 10.77.0.1 gitlab.test >> /etc/hosts")
+    run = host.run("--url=http://gitlab.test:8080", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create")
+    host.sh("sed '$d' /etc/hosts > /tmp/hosts && cat /tmp/hosts > /etc/hosts")
+    assert "WRONG: containers find gitlab.test (they do not see this host's /etc/hosts: put the name into DNS)" in run.stdout
+    assert "something is wrong" in reason(run)
 
 
 def test_a_private_ca_is_asked_for_and_then_trusted(host):
@@ -414,6 +425,8 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
     url = "--url=https://10.77.0.1:8443"
     try:
         assert "give the CA's with --ca-file" in reason(host.run(url, "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"))
+        other = host.run("--url=https://localhost:8443", "--project=17", ADVERTISE, "--ca-file=/tmp/gitlab.crt", GITLAB_TOKEN="glpat-create")
+        assert "its certificate is for another name" in reason(other)
         run = host.run(url, "--project=17", ADVERTISE, "--ca-file=/tmp/gitlab.crt", GITLAB_TOKEN="glpat-create")
         assert run.returncode == 0 and "ok: GitLab accepts the build runner" in run.stdout, run.stdout
     finally:

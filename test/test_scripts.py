@@ -40,7 +40,7 @@ BUILD = f"""
 DOCKER = {
     "buildx version": "", "version": "", "login --username *": 'cat >> "$0.stdin"', "buildx build *": BUILD,
     "info *LocalNodeState*": "echo active true", "info *NodeAddr*": "echo 10.0.0.1",
-    "node ls --quiet": "echo id", "image inspect *": "exit 1", "pull *": "",
+    "node ls*": "echo id", "image inspect *": "exit 1", "pull *": "",
 }
 REGISTRY = {
     "CI_REGISTRY": "registry.test", "CI_REGISTRY_USER": "robot", "CI_REGISTRY_PASSWORD": PASSWORD,
@@ -314,8 +314,9 @@ SOCKET = "permission denied while trying to connect to the docker API at unix://
     ({"info *": "echo inactive false", "swarm init": error(LIVE)}, {}, "live-restore excludes Swarm"),
     ({"info *": error(SOCKET), "version": error(SOCKET)}, {}, "this job may not use the Docker socket"),
     ({"network ls *": ""}, {"DEPLOY_NETWORK": "data"}, "no overlay network data (docker network create --driver overlay data)"),
+    ({"info *LocalNodeState*": "echo pending false", "pull *": error("no such image")}, {}, "cannot pull app@sha256:aa: no such image"),
     ({"pull *": error("manifest unknown")}, {}, "cannot pull app@sha256:aa: manifest unknown"),
-], ids=["image", "mode", "strategy", "number", "range", "secret", "engine", "worker", "addresses", "locked", "broken", "live-restore", "socket", "network", "pull"])
+], ids=["image", "mode", "strategy", "number", "range", "secret", "engine", "worker", "addresses", "locked", "broken", "live-restore", "socket", "network", "pending", "pull"])
 def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, env, words):
     copy = copy(docker=but(answers))
     assert words in reason(copy.run("deploy", **{"DEPLOY_IMAGE": "app@sha256:aa", **env}))
@@ -330,12 +331,12 @@ def test_deploy_shows_the_task_that_failed_and_not_one_that_waits_for_room(copy)
         "service inspect *ContainerSpec.Image*": f"{made}; echo app@sha256:aa", "service inspect *": made,
         "service ps *--quiet *": "", "service ps *": (
             "echo 'app@sha256:aa|Running|Pending 1 second ago|no suitable node (port in use)|waiting'\n"
-            "echo 'app@sha256:aa|Shutdown|Failed 2 seconds ago|non-zero exit|failed'"
+            "echo 'app@sha256:aa|Shutdown|Failed 2 seconds ago|non-zero exit (137)|failed'"
         ),
         "service logs *": "echo no database",
     }))
     answer = copy.run("deploy", DEPLOY_IMAGE="app@sha256:aa")
-    assert answer.returncode == 1 and "task failed: Failed 2 seconds ago: non-zero exit" in answer.stdout + answer.stderr
+    assert answer.returncode == 1 and "task failed: Failed 2 seconds ago: non-zero exit (137), killed (more memory, DEPLOY_MEMORY?); its" in answer.stdout + answer.stderr
     assert copy.calls("service logs") == ["service logs --raw --tail 20 failed"]
 
 

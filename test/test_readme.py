@@ -20,6 +20,7 @@ SETTINGS = {
     name: default.strip("`") for name, default in re.findall(r"^\| `([A-Z_]+)` \| (\S*|the [^|]*) ?\|", README, re.MULTILINE)
 }
 DEPLOY = (ROOT / "scripts/deploy").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def read_all():
@@ -53,12 +54,16 @@ def test_every_setting_of_deploy_is_listed_with_its_default():
 
 
 def test_figures_in_words_are_those_of_the_scripts():
+    server = (ROOT / "server.py").read_text()
+    finish = int(re.search(r"^FINISH_SECONDS = (\d+)", server, re.MULTILINE)[1])
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
     checks = int(re.search(r"^checks=(\d+)", DEPLOY, re.MULTILINE)[1])
     for sentence in (
         f"the address has answered {words[checks]} times",
         f"the last {words[int(SETTINGS['DEPLOY_KEEP'])]} releases stay", f"newest {words[int(SETTINGS['DEPLOY_KEEP'])]} stay",
         f"answers for {words[int(SETTINGS['DEPLOY_DRAIN_SECONDS'])]} seconds more", f"`app`: {words[int(SETTINGS['DEPLOY_REPLICAS'])]} replicas",
+        f"then has {words[finish]} more to finish", f"run by user {re.search(r'^USER (?!root)([0-9]+)', DOCKERFILE, re.MULTILINE)[1]}.",
+        "GitLab ends each after a week",
     ):
         assert sentence in " ".join(README.split())
 

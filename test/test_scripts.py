@@ -40,7 +40,7 @@ BUILD = f"""
 DOCKER = {
     "buildx version": "", "version": "", "login --username *": 'cat >> "$0.stdin"', "buildx build *": BUILD,
     "info *LocalNodeState*": "echo active true", "info *NodeAddr*": "echo 10.0.0.1",
-    "node ls*": "echo id", "image inspect *": "exit 1", "pull *": "",
+    "node ls --quiet": "echo id", "image inspect *": "exit 1", "pull *": "",
 }
 REGISTRY = {
     "CI_REGISTRY": "registry.test", "CI_REGISTRY_USER": "robot", "CI_REGISTRY_PASSWORD": PASSWORD,

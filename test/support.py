@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def blocks(text):
+    """Return the blocks of code of a Markdown text, each with its language."""
+    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+
+
 class Service:
     """server.py as a child process on a free port of 127.0.0.1.
 
@@ -183,6 +188,11 @@ class Pipeline(Checkout):
         counter = "/sys/class/net/eth0/statistics/{}_bytes"
         registry = [self.docker("exec", "registry", "cat", counter.format(way)) for way in ("rx", "tx")]
         return [int(number) for number in (*registry, self.host("cat", counter.format("rx")))]
+
+    def answering(self, port):
+        """Return the release that answers on a port of the host, or None."""
+        headers = self.host("sh", "-c", f"curl -si -m 5 http://127.0.0.1:{port}/test", check=False)
+        return (re.findall(r"^X-Release: (\S+)", headers, re.MULTILINE) or [None])[0]
 
     def put_source(self, directory):
         """Put the files of the commit that is checked out into the host."""

@@ -52,8 +52,7 @@ class Trial:
 
     def answering(self, port=PORT):
         """Return the release that answers on a port of the host, or None."""
-        headers = self.pipeline.host("sh", "-c", f"curl -si -m 5 http://127.0.0.1:{port}/test", check=False)
-        return (re.findall(r"^X-Release: (\S+)", headers, re.MULTILINE) or [None])[0]
+        return self.pipeline.answering(port)
 
     def in_service(self, *command, service="trial", check=True):
         """Run a command in a replica; return what it prints."""
@@ -173,7 +172,7 @@ def test_on_a_network_the_service_reaches_another_by_its_name(trial):
         run = trial.deploy("1", DEPLOY_NETWORK="trial-data")
         assert run.status == 0, run.output
     assert len(trial.pipeline.docker("service", "ps", "--quiet", "trial").split()) == 1  # the second changed nothing
-    assert "2\n" == await_true(lambda: trial.in_service("python", "-c", code, check=False, service="trial"))
+    assert "2\n" == await_true(lambda: trial.in_service("python", "-c", code, check=False))
 
     assert trial.deploy("1").status == 0
     assert trial.inspect("{{.Spec.TaskTemplate.Networks}}") == "[]"

@@ -13,7 +13,7 @@ import pytest
 import requests
 from ruamel.yaml import YAML
 
-from support import Pipeline, ROOT, Service, await_true, free_port
+from support import Pipeline, ROOT, await_true, blocks, free_port
 
 pytestmark = pytest.mark.docker
 
@@ -45,7 +45,7 @@ class TestHandler('''
 def block(kind, start):
     """Return the one block of the section that begins so."""
     section = (ROOT / "README.md").read_text().partition("## Make it yours")[2]
-    [text] = [text for text in re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL) if text.startswith(start)]
+    [text] = [text for language, text in blocks(section) if language == kind and text.startswith(start)]
     return text
 
 
@@ -87,14 +87,9 @@ def results(push):
     return dict(re.findall(r"^(build|test|deploy|staging) +(passed|failed|not run)", push.stdout, re.MULTILINE))
 
 
-def staging(fork):
-    headers = fork.host("sh", "-c", "curl -si -m 5 http://127.0.0.1:20300/test", check=False)
-    return (re.findall(r"^X-Release: (\S+)", headers, re.MULTILINE) or [None])[0]
-
-
 def test_another_branch_another_port_and_staging_deploy_the_release_twice(fork):
     assert results(fork.first_push) == dict.fromkeys(["build", "test", "deploy", "staging"], "passed"), fork.first_push.stdout
-    assert requests.get(fork.url, timeout=10).headers["X-Release"] == fork.first == staging(fork)
+    assert requests.get(fork.url, timeout=10).headers["X-Release"] == fork.first == fork.answering(20300)
     assert "as a push to main\n" in fork.first_push.stdout and not fork.run("git", "grep", "mainx", check=False).stdout
     assert fork.docker("service", "inspect", "--format={{(index .Endpoint.Ports 0).TargetPort}}", "app") == "9000\n"
 

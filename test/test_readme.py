@@ -6,13 +6,7 @@ import re
 import pytest
 import requests
 
-from support import ROOT
-
-
-def blocks(text):
-    """Return the blocks of code, each with its language."""
-    return re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-
+from support import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = blocks(README)
@@ -21,6 +15,7 @@ SETTINGS = {
 }
 DEPLOY = (ROOT / "scripts/deploy").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+RENOVATE = json.loads((ROOT / ".renovaterc.json").read_text())
 
 
 def read_all():
@@ -147,14 +142,13 @@ def test_the_failure_that_is_shown_ends_as_the_scripts_say():
     ("scripts/register-runner", "curlimages/curl:8.17.0"), ("README.md", "postgres:18.1"), ("README.md", "TornadoServer/6.6.1"),
 ])
 def test_renovate_finds_the_version(name, version):
-    config = json.loads((ROOT / ".renovaterc.json").read_text())
-    patterns = [pattern.replace("(?<", "(?P<") for manager in config["customManagers"] for pattern in manager["matchStrings"]]
+    patterns = [pattern.replace("(?<", "(?P<") for manager in RENOVATE["customManagers"] for pattern in manager["matchStrings"]]
     found = [match[0] for pattern in patterns for match in re.finditer(pattern, (ROOT / name).read_text())]
     assert [text for text in found if text.endswith(version)], found
 
 
 def test_renovate_keeps_the_odd_pins():
-    rules = {rule["matchPackageNames"][0]: rule["allowedVersions"] for rule in json.loads((ROOT / ".renovaterc.json").read_text())["packageRules"]}
+    rules = {rule["matchPackageNames"][0]: rule["allowedVersions"] for rule in RENOVATE["packageRules"]}
     requirements = (ROOT / "test/requirements.txt").read_text()
     for name, limit in rules.items():
         assert f"{name}==" in requirements

@@ -1,51 +1,44 @@
 """A small Tornado service: GET and POST /test answer with one line of text.
 
-Run `python server.py --help` for its options. The environment variable RELEASE names the
+Run `python server.py --help` for its options. The environment variable SERVICE_RELEASE names the
 commit that the service was built from; every answer carries it in the header X-Release.
 """
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 import time
-import weakref
+from collections import OrderedDict
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.options import Error, define, options
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-RELEASE = os.environ.get("RELEASE") or "dev"
-MAX_BODY = 1024 * 1024  # bytes
-OPEN_FILES = 10240  # a connection is an open file; the usual soft limit is 1,024
+RELEASE = os.environ.get("SERVICE_RELEASE") or "dev"
 IDLE_SECONDS = 75  # for a whole header, and between requests; nginx keeps its side open as long
 BODY_SECONDS = 30  # for a whole body
 FINISH_SECONDS = 5  # for what is still in flight when the server no longer listens
+MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes
+MEMORY = 48 * 2**20  # bytes that all connections may occupy, of the 128 MB of a deployment
+# A connection costs its header and 8 kB of objects; half of the open files must do for them all.
+IDLE = max(MAX_HEADER + 2**13, 2 * MEMORY // os.sysconf("SC_OPEN_MAX"))
 
 define("port", default=8744, type=int, help="port to listen on; 0 takes a free one")
 define("address", default="", help="address to listen on (default: every address)")
-define("debug", default=False, help="restart when a source file changes; show tracebacks to clients")
-define("drain_seconds", default=5.0, help="how long to go on answering new requests after SIGTERM (environment: DRAIN_SECONDS)")
-
-in_flight = weakref.WeakSet()  # requests with a complete header and no complete answer yet
+define("debug", default=False, help="restart when a source file changes; show tracebacks")
+define("drain_seconds", default=5.0, help="time to go on answering after SIGTERM (DRAIN_SECONDS)")
 
 
 class Handler(RequestHandler):
-    """What every answer has: the release in its header, and an end that shutdown waits for."""
+    """The base of every handler: its answers name the release."""
 
     def set_default_headers(self):
         self.set_header("X-Release", RELEASE)
 
-    def compute_etag(self):
-        return None  # a hash for each answer, to save sending 28 bytes
 
-    def on_finish(self):
-        in_flight.discard(self.request)
-
-
-class TestHandler(Handler):
+class TextHandler(Handler):
     def get(self):
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.write("test gitlab_cicd api success")
@@ -53,100 +46,100 @@ class TestHandler(Handler):
     post = get
 
 
-class NotFoundHandler(Handler):
-    def prepare(self):
-        raise HTTPError(404)
-
-
 @stream_request_body  # answers before the body has arrived
-class TooLargeHandler(Handler):
+class RefusalHandler(Handler):
     def prepare(self):
-        raise HTTPError(413)
+        raise HTTPError(413 if self.request.too_large else 404)
 
 
 class Service(Application):
-    def find_handler(self, request, **kwargs):
-        # Called when the header is complete. Left to itself Tornado answers a body over the limit
-        # with a bare 400; a body without a length (chunked) still gets that.
-        in_flight.add(request)
+    """Refuses bodies over the limit, and prints a line of access log for each request."""
+
+    def find_handler(self, request, **kwargs):  # called when a request's header is complete
         length = request.headers.get("Content-Length", "0")
-        if length.isdecimal() and (len(length) > 18 or int(length) > MAX_BODY):
-            return self.get_handler_delegate(request, TooLargeHandler)
+        known = length.isdecimal() and "Transfer-Encoding" not in request.headers
+        body = int(length[:18]) if known else MAX_BODY  # 18 digits: a number, however long
+        hold(request.server_connection, IDLE + 1 + min(body, MAX_BODY))
+        request.too_large = body > MAX_BODY  # left to itself Tornado answers with a bare 400
+        if request.too_large:
+            return self.get_handler_delegate(request, RefusalHandler)
         return super().find_handler(request, **kwargs)
 
+    def log_request(self, handler):
+        now, request = time.strftime("%Y-%m-%dT%H:%M:%S%z"), handler.request
+        path = ascii(request.path[:200])[1:-1]  # without control characters
+        line = f"{now} {handler.get_status()} {request.method} {path}"
+        # print, because the logging module would cost a fifth of the requests per second.
+        print(f"{line} {1000 * request.request_time():.1f}ms", flush=True)
 
-def log_request(handler):
-    """Print the access-log line: time, status, method, path, milliseconds.
 
-    print, because the logging module would cost a fifth of the requests per second.
-    """
-    request = handler.request
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    milliseconds = 1000 * request.request_time()
-    print(f"{now} {handler.get_status()} {request.method} {request.path} {milliseconds:.1f}ms", flush=True)
+held = OrderedDict()  # bytes by connection: IDLE, or more while a request is in flight
+
+
+def hold(connection, size):
+    """Note how many bytes a connection may occupy; close the least recently used to make room."""
+    if connection.stream.closed():
+        return  # to make room, just before its header was read
+    held[connection] = size
+    held.move_to_end(connection)
+    while sum(held.values()) > MEMORY:
+        held.popitem(last=False)[0].stream.close()
+
+
+class Server(HTTPServer):
+    """Tells hold() of each connection that opens, has got its answer, or closes."""
+
+    def start_request(self, connection, request):
+        hold(connection, IDLE)  # a new one, or one whose answer has been sent to its last byte
+        return super().start_request(connection, request)
+
+    def on_close(self, connection):
+        super().on_close(connection)
+        held.pop(connection, None)
 
 
 def make_app(debug=False):
-    return Service(
-        [("/test", TestHandler)],
-        default_handler_class=NotFoundHandler,
-        log_function=log_request,
-        debug=debug,
-    )
+    return Service([("/test", TextHandler)], default_handler_class=RefusalHandler, debug=debug)
 
 
-def make_server(app):
-    """Return an HTTPServer with the limits that keep slow, large or idle clients harmless."""
-    return HTTPServer(
-        app, max_body_size=MAX_BODY, idle_connection_timeout=IDLE_SECONDS, body_timeout=BODY_SECONDS
-    )
-
-
-async def serve():
+async def serve(sockets):
     """Answer requests until SIGTERM or SIGINT; then drain, finish what is in flight, and return."""
-    loop = asyncio.get_running_loop()
-    stopping = loop.create_future()
-
-    def stop(number):
-        if stopping.done():  # the second signal
-            os._exit(128 + number)
-        stopping.set_result(number)
-
+    loop, signals = asyncio.get_running_loop(), asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-
-    server = make_server(make_app(options.debug))
-    sockets = bind_sockets(options.port, options.address, backlog=1024)
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    sizes = {"max_header_size": MAX_HEADER, "max_body_size": MAX_BODY}
+    times = {"idle_connection_timeout": IDLE_SECONDS, "body_timeout": BODY_SECONDS}
+    server = Server(make_app(options.debug), **sizes, **times)
     server.add_sockets(sockets)
-    print(f"release {RELEASE} listens on port {sockets[0].getsockname()[1]}", flush=True)
+    print(f"listening on port {sockets[0].getsockname()[1]} (release {RELEASE})", flush=True)
 
-    if await stopping == signal.SIGTERM:
+    first = await signals.get()
+    for number in (signal.SIGTERM, signal.SIGINT):  # the second ends it at once
+        loop.add_signal_handler(number, os._exit, 128 + number)
+    if first == signal.SIGTERM:
         # A load balancer goes on sending requests for a moment. Each answer now asks its client to
         # connect anew, elsewhere: Tornado reads this attribute (undocumented) at every request.
         server.conn_params.no_keep_alive = True
         await asyncio.sleep(options.drain_seconds)
     server.stop()
     limit = time.monotonic() + FINISH_SECONDS
-    while in_flight and time.monotonic() < limit:
+    while max(held.values(), default=0) > IDLE and time.monotonic() < limit:
         await asyncio.sleep(0.02)
 
 
 def main():
+    options.logging = "warning"  # the mistakes of clients are no news
     try:
         options.drain_seconds = float(os.environ.get("DRAIN_SECONDS", options.drain_seconds))
         options.parse_command_line()
         if not 0 <= options.port <= 65535:
             raise ValueError(f"there is no port {options.port}")
+        sockets = bind_sockets(options.port, options.address, backlog=1024)
     except (Error, ValueError) as error:
         sys.exit(f"server.py: {error} (see --help)")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    try:
-        asyncio.run(serve())
     except OSError as error:
         sys.exit(f"server.py: cannot listen on port {options.port}: {error.strerror}")
+    asyncio.run(serve(sockets))
 
 
 if __name__ == "__main__":

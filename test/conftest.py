@@ -1,12 +1,34 @@
-"""Fixtures of several test files, and which tests can run on this machine."""
-
-import os
-import shutil
-import subprocess
+"""Fixtures of several test files."""
 
 import pytest
+import requests
 
-from support import Pipeline, Service, ROOT
+from support import PATH, RUNNING, DoesNotStart, Service, await_true
+
+
+def answers(url):
+    try:
+        return requests.get(url, timeout=5)
+    except requests.RequestException:
+        return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_service():
+    """A service as a child process; where there is none to be tested, the run ends at once.
+
+    Its last lines say why.
+    """
+    try:
+        service = Service("--drain-seconds=0")
+    except DoesNotStart as error:
+        pytest.exit(f"the service does not start: {error}", returncode=1)
+    try:
+        await_true(lambda: not RUNNING or answers(RUNNING + PATH))
+    except AssertionError:
+        pytest.exit(f"nobody answers at {RUNNING}: see the log of its container", returncode=1)
+    yield service
+    service.close()
 
 
 @pytest.fixture
@@ -24,58 +46,6 @@ def start_service():
 
 
 @pytest.fixture(scope="session")
-def app_url():
-    """Address of the service under test: APP_URL, or else that of a child process."""
-    if "APP_URL" in os.environ:
-        yield os.environ["APP_URL"].rstrip("/")
-        return
-    service = Service("--drain-seconds=0")
-    yield service.url
-    service.signal()
-    service.end()
-    service.close()
-
-
-@pytest.fixture(scope="session")
-def pipeline(tmp_path_factory):
-    """The pipeline of this working tree after its first push; see its `first...`."""
-    pipeline = Pipeline(tmp_path_factory.mktemp("pipeline") / "checkout")
-    pipeline.first_commit = pipeline.commit("First")
-    pipeline.first = pipeline.push()
-    pipeline.first_image = pipeline.image
-    yield pipeline
-    pipeline.down()
-
-
-def missing_for_docker():
-    """Say what the docker tests lack on this machine, or return None."""
-    for command in ("docker", "git", "bash", "rsync", "npm"):
-        if not shutil.which(command):
-            return f"{command} is not installed"
-    if subprocess.run(["docker", "version"], capture_output=True).returncode:
-        return "no Docker engine answers"
-
-
-def missing_for_lab():
-    if not (ROOT.parent / "shared/lab/up").exists():
-        return "there is no ../shared/lab"
-    for command in ("socat", "sshd", "ssh-keygen", "nginx"):
-        if not shutil.which(command, path=os.environ["PATH"] + ":/usr/sbin"):
-            return f"{command} is not installed"
-
-
-def pytest_collection_modifyitems(config, items):
-    """Deselect what cannot run here, for a reason that the summary gives in a line."""
-    config.left_out = []
-    for mark, missing in (("docker", missing_for_docker), ("lab", missing_for_lab)):
-        left_out = [item for item in items if item.get_closest_marker(mark)]
-        if config.getoption("markexpr") or not left_out or not (reason := missing()):
-            continue
-        config.left_out.append(f"left out {len(left_out)} tests marked {mark}: {reason}")
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    for line in config.left_out:
-        terminalreporter.write_line(line)
+def app_url(first_service):
+    """Address of the service under test: TEST_SERVICE_URL, or else that of a child process."""
+    return RUNNING or first_service.url

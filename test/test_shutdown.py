@@ -6,47 +6,50 @@ import time
 import pytest
 import requests
 
-from load import Load, TEXT
-from support import await_true, connect, receive
+from load import Load
+from support import PATH, await_true, connect, receive
 
-HALF = b"POST /test HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nx"  # one byte is missing
+GET = f"GET {PATH} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+# One byte is missing.
+HALF = f"POST {PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nx".encode()
 
 
 def refuses_connections(service):
     try:
         connect(service.port).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # refused, or reset when the listener closes before it is accepted
         return True
 
 
 def draining(service):
     """True when the service has seen SIGTERM: it asks for the connection to be closed."""
-    return requests.get(f"{service.url}/test").headers.get("Connection") == "close"
+    return requests.get(service.url + PATH).headers.get("Connection") == "close"
 
 
 def test_sigterm_loses_no_request_under_load(start_service):
-    service = start_service("--drain-seconds=0.4")
+    service = start_service("--drain-seconds=0.7")
     # As behind a load balancer, which stops sending before the drain time is over.
-    with Load(f"{service.url}/test") as load:
+    with Load(service.url + PATH) as load:
         await_true(lambda: load.total() > 50)
         service.signal()
         await_true(lambda: draining(service))
         drained_from = load.total()
-        await_true(lambda: load.total() > drained_from + 50)
+        await_true(lambda: load.total() > drained_from + 20)
     status, _, err = service.end()
-    assert (status, load.failed, err) == (0, [], "")
+    assert not load.failed, load.losses()
+    assert (status, err) == (0, "")
 
 
 def test_while_it_drains_it_accepts_and_answers_with_connection_close(start_service):
-    service = start_service("--drain-seconds=0.3")
+    service = start_service("--drain-seconds=0.4")
     kept_alive = requests.Session()
-    assert "Connection" not in kept_alive.get(f"{service.url}/test").headers
+    assert "Connection" not in kept_alive.get(service.url + PATH).headers
     service.signal()
     began = time.monotonic()
     await_true(lambda: draining(service))
-    assert kept_alive.get(f"{service.url}/test").headers["Connection"] == "close"
+    assert kept_alive.get(service.url + PATH).headers["Connection"] == "close"
     await_true(lambda: refuses_connections(service))
-    assert 0.25 < time.monotonic() - began < 3
+    assert 0.35 < time.monotonic() - began < 5
     assert service.end()[0] == 0
 
 
@@ -54,24 +57,40 @@ def test_what_is_in_flight_after_the_drain_is_finished(start_service):
     service = start_service("--drain-seconds=0")
     with connect(service.port) as connection:
         connection.sendall(HALF)
-        await_true(lambda: requests.get(f"{service.url}/test").ok)  # so the half has been read
+        await_true(lambda: requests.get(service.url + PATH).ok)  # so the half has been read
         service.signal()
         await_true(lambda: refuses_connections(service))
         connection.sendall(b"x")
         answer = receive(connection)
-    assert answer.endswith(TEXT.encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert service.end()[0] == 0
+
+
+def test_an_answer_is_in_flight_until_its_last_byte_has_been_sent(start_service):
+    # More than the buffers of both sides hold, for a client that does not read before the end.
+    size = 8_000_000
+    service = start_service(
+        "--drain-seconds=0", code=f"server.TextHandler.get = lambda self: self.write({size} * b'x')"
+    )
+    with connect(service.port) as connection:
+        connection.sendall(GET)
+        answer = connection.recv(1000)
+        service.signal()
+        await_true(lambda: refuses_connections(service))
+        answer += receive(connection)
+    assert len(answer.partition(b"\r\n\r\n")[2]) == size
     assert service.end()[0] == 0
 
 
 def test_what_does_not_finish_in_time_is_given_up(start_service):
-    service = start_service("--drain-seconds=0", FINISH_SECONDS=0.2)
+    service = start_service("--drain-seconds=0", FINISH_SECONDS=0.1)
     with connect(service.port) as connection:
         connection.sendall(HALF)
-        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        await_true(lambda: requests.get(service.url + PATH).ok)
         began = time.monotonic()
         service.signal()
         assert service.end()[0] == 0
-        assert 0.2 <= time.monotonic() - began < 3
+        assert 0.1 <= time.monotonic() - began < 3
 
 
 def test_ctrl_c_ends_it_at_once_when_nothing_is_in_flight(start_service):
@@ -88,20 +107,22 @@ def test_ctrl_c_lets_a_request_in_flight_finish(start_service):
     service = start_service()
     with connect(service.port) as connection:
         connection.sendall(HALF)
-        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        await_true(lambda: requests.get(service.url + PATH).ok)
         service.signal(signal.SIGINT)
         await_true(lambda: refuses_connections(service))
         connection.sendall(b"x")
-        assert receive(connection).endswith(TEXT.encode())
+        assert receive(connection).startswith(b"HTTP/1.1 200 ")
     assert service.end()[0] == 0
 
 
-@pytest.mark.parametrize("first, second", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    "first, second", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM)]
+)
 def test_a_second_signal_ends_it_at_once(start_service, first, second):
     service = start_service("--drain-seconds=60")
     with connect(service.port) as connection:
         connection.sendall(HALF)
-        await_true(lambda: requests.get(f"{service.url}/test").ok)
+        await_true(lambda: requests.get(service.url + PATH).ok)
         service.signal(first)
         if first == signal.SIGTERM:
             await_true(lambda: draining(service))

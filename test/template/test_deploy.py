@@ -1,16 +1,16 @@
 """scripts/deploy on a real engine, the pipeline's host: states, messages, what is left behind.
 
-That host may have no routing mesh, so releases are published by the host itself here: one replica, and a
-gap at each update. What users notice of a deployment is measured in test_mesh.py.
+That host may have no routing mesh, so here the host itself publishes the releases: one replica, and
+a gap at each update. test_mesh.py measures what users notice of a deployment.
 """
 
 import json
-import os
 import re
 
 import pytest
 
-from support import Deployment, await_true
+from pipelines import Deployment
+from support import await_true
 
 pytestmark = pytest.mark.docker
 
@@ -22,8 +22,13 @@ class Trial:
     """Runs scripts/deploy in the pipeline's host, for a service of its own."""
 
     env = {
-        "DEPLOY_SERVICE": "trial", "DEPLOY_PORT": PORT, "DEPLOY_PORTS": "20310-20319", "DEPLOY_ADDRESS": "127.0.0.1",
-        "DEPLOY_PUBLISH_MODE": "host", "DEPLOY_DRAIN_SECONDS": "1", "DEPLOY_TIMEOUT": "60",
+        "DEPLOY_SERVICE": "trial",
+        "DEPLOY_PORT": PORT,
+        "DEPLOY_PORTS": "20310-20319",
+        "DEPLOY_ADDRESS": "127.0.0.1",
+        "DEPLOY_PUBLISH_MODE": "host",
+        "DEPLOY_DRAIN_SECONDS": "1",
+        "DEPLOY_TIMEOUT": "60",
     }
 
     def __init__(self, pipeline, releases):
@@ -32,9 +37,8 @@ class Trial:
 
     def command(self, *arguments, **env):
         settings = [f"--env={name}={value}" for name, value in {**self.env, **env}.items()]
-        return [
-            "docker", "exec", "--workdir=/tmp/trial", *settings, self.pipeline.container(), "scripts/deploy", *arguments,
-        ]
+        container = ["docker", "exec", "--workdir=/tmp/trial", *settings, self.pipeline.container()]
+        return [*container, "scripts/deploy", *arguments]
 
     def deploy(self, release, **env):
         """Deploy a release by its name, or an image."""
@@ -44,7 +48,12 @@ class Trial:
         return Deployment(self.command(*arguments, **env), timeout=200)
 
     def inspect(self, format, service="trial"):
-        return self.pipeline.docker("service", "inspect", f"--format={format}", service, check=False).strip()
+        return self.pipeline.docker(
+            "service", "inspect", f"--format={format}", service, check=False
+        ).strip()
+
+    def tasks(self):
+        return self.pipeline.docker("service", "ps", "--quiet", "trial").split()
 
     def services(self):
         names = self.pipeline.docker("service", "ls", "--format={{.Name}}").split()
@@ -60,12 +69,18 @@ class Trial:
         return self.pipeline.docker("exec", container, *command, check=check)
 
     def images(self, repository):
-        return self.pipeline.docker("image", "ls", "--digests", "--format={{.Repository}}@{{.Digest}}", repository).split()
+        return self.pipeline.docker(
+            "image", "ls", "--digests", "--format={{.Repository}}@{{.Digest}}", repository
+        ).split()
 
     def remove(self):
         for service in self.services():
             self.pipeline.docker("service", "rm", service)
-        await_true(lambda: not self.pipeline.docker("ps", "--quiet", "--filter=name=trial"), seconds=30)
+
+        def gone():
+            return not self.pipeline.docker("ps", "--quiet", "--filter=name=trial")
+
+        await_true(gone, seconds=30)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +104,32 @@ def deployed(trial):
     return trial
 
 
-@pytest.mark.parametrize("release, env, words", [
-    pytest.param("crash", {}, ["no database"], id="crashes at start"),
-    pytest.param("unhealthy", {"DEPLOY_TIMEOUT": "15"}, ["not healthy", "release unhealthy listens"], id="never gets healthy"),
-    pytest.param("wrong", {}, ["release other answers", "not wrong"], id="answers as another"),
-    pytest.param("2", {"RELEASE": "7"}, ["says that it is release 2, not 7"], id="is another"),
-    pytest.param(f"{REGISTRY}/group/trial@sha256:{'0' * 64}", {}, ["cannot pull", "not found"], id="does not exist"),
-    pytest.param(f"127.0.0.1:9/trial@sha256:{'0' * 64}", {}, ["cannot pull", "refused"], id="is in a registry that is down"),
-])
+@pytest.mark.parametrize(
+    "release, env, words",
+    [
+        pytest.param("crash", {}, ["no database"], id="crashes at start"),
+        pytest.param(
+            "unhealthy",
+            {"DEPLOY_TIMEOUT": "15"},
+            ["not healthy", "release unhealthy listens"],
+            id="never gets healthy",
+        ),
+        pytest.param("wrong", {}, ["release other answers", "not wrong"], id="answers as another"),
+        pytest.param("2", {"RELEASE": "7"}, ["says that it is release 2, not 7"], id="is another"),
+        pytest.param(
+            f"{REGISTRY}/group/trial@sha256:{'0' * 64}",
+            {},
+            ["cannot pull", "not found"],
+            id="does not exist",
+        ),
+        pytest.param(
+            f"127.0.0.1:9/trial@sha256:{'0' * 64}",
+            {},
+            ["cannot pull", "refused"],
+            id="is in a registry that is down",
+        ),
+    ],
+)
 def test_a_first_deployment_leaves_nothing_behind_when_the_release(trial, release, env, words):
     failed = trial.deploy(release, **env)
     assert all(word in failed.output for word in words), failed.output
@@ -116,23 +149,41 @@ def test_the_summary_says_what_runs_where(trial):
     assert re.search(
         r"^Release 1 answers at http://127\.0\.0\.1:20300/test\n"
         r"    trial: 1 x registry\.test/group/trial@sha256:\w{64}, 10 requests checked, \d+ s\n\Z",
-        run.output, re.MULTILINE,
+        run.output,
+        re.MULTILINE,
     ), run.output
-    assert trial.pipeline.host("cat", "/tmp/trial/deploy.env") == "DEPLOY_URL=http://127.0.0.1:20300\n"
+    handed_on = trial.pipeline.host("cat", "/tmp/trial/deploy.env")
+    assert handed_on == "DEPLOY_URL=http://127.0.0.1:20300\n"
 
 
 def test_the_settings_reach_the_service(trial):
-    run = trial.deploy("1", DEPLOY_CPUS="0.5", DEPLOY_MEMORY="64M", DEPLOY_LOG_SIZE="1m", DEPLOY_HEALTH_TIMEOUT="7s")
+    run = trial.deploy(
+        "1",
+        DEPLOY_CPUS="0.5",
+        DEPLOY_MEMORY="64M",
+        DEPLOY_LOG_SIZE="1m",
+        DEPLOY_HEALTH_TIMEOUT="7s",
+    )
     assert run.status == 0, run.output
     spec = json.loads(trial.inspect("{{json .Spec}}"))
     task, container = spec["TaskTemplate"], spec["TaskTemplate"]["ContainerSpec"]
     assert container["ReadOnly"] and container["CapabilityDrop"] == ["ALL"]
     assert container["StopGracePeriod"] == 11_000_000_000 and "DRAIN_SECONDS=1" in container["Env"]
     assert container["Healthcheck"]["Timeout"] == 7_000_000_000
+    assert container["Ulimits"] == [{"Name": "nofile", "Hard": 10240, "Soft": 10240}]
     assert task["Resources"]["Limits"] == {"NanoCPUs": 500_000_000, "MemoryBytes": 64 * 1024 * 1024}
-    assert task["LogDriver"] == {"Name": "json-file", "Options": {"max-file": "3", "max-size": "1m"}}
+    assert task["LogDriver"] == {
+        "Name": "json-file",
+        "Options": {"max-file": "3", "max-size": "1m"},
+    }
     assert spec["UpdateConfig"]["FailureAction"] == "rollback"
-    more = trial.deploy("1", DEPLOY_READ_ONLY="false", DEPLOY_CAP_DROP="NET_RAW", DEPLOY_PORT="20301", DEPLOY_DRAIN_SECONDS="")
+    more = trial.deploy(
+        "1",
+        DEPLOY_READ_ONLY="false",
+        DEPLOY_CAP_DROP="NET_RAW",
+        DEPLOY_PORT="20301",
+        DEPLOY_DRAIN_SECONDS="",
+    )
     assert more.status == 0, more.output
     container = json.loads(trial.inspect("{{json .Spec.TaskTemplate.ContainerSpec}}"))
     assert not container.get("ReadOnly")
@@ -149,9 +200,9 @@ def test_configuration_and_secrets_reach_the_service_and_nothing_else(deployed):
     assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "pa55word"
     assert "pa55word" not in deployed.inspect("{{json .}}")
 
-    before = deployed.pipeline.docker("service", "ps", "--quiet", "trial")
+    before = deployed.tasks()
     assert deployed.deploy("1", **env).status == 0
-    assert deployed.pipeline.docker("service", "ps", "--quiet", "trial") == before  # nothing has changed
+    assert deployed.tasks() == before  # nothing has changed
 
     assert deployed.deploy("1", **{**env, "APP_SECRET_DATABASE_PASSWORD": "/tmp/other"}).status == 0
     assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "other"
@@ -163,21 +214,27 @@ def test_configuration_and_secrets_reach_the_service_and_nothing_else(deployed):
 
 def test_on_a_network_the_service_reaches_another_by_its_name(trial):
     trial.pipeline.docker("network", "create", "--driver=overlay", "trial-data")
-    trial.pipeline.docker(
-        "service", "create", "--detach", "--with-registry-auth", "--name=trial-database", "--network=trial-data",
-        "--endpoint-mode=dnsrr", trial.releases["2"],
+    placed = ("--name=trial-database", "--network=trial-data", "--endpoint-mode=dnsrr")
+    create = ("service", "create", "--detach", "--with-registry-auth", *placed)
+    trial.pipeline.docker(*create, trial.releases["2"])
+    code = (
+        "import urllib.request as r\n"
+        "print(r.urlopen('http://trial-database:8744/test').headers['X-Release'])"
     )
-    code = "import urllib.request as r; print(r.urlopen('http://trial-database:8744/test').headers['X-Release'])"
     for _ in range(2):
         run = trial.deploy("1", DEPLOY_NETWORK="trial-data")
         assert run.status == 0, run.output
-    assert len(trial.pipeline.docker("service", "ps", "--quiet", "trial").split()) == 1  # the second changed nothing
+    assert len(trial.tasks()) == 1  # the second changed nothing
     assert "2\n" == await_true(lambda: trial.in_service("python", "-c", code, check=False))
 
     assert trial.deploy("1").status == 0
     assert trial.inspect("{{.Spec.TaskTemplate.Networks}}") == "[]"
     trial.remove()
-    await_true(lambda: "in use" not in trial.pipeline.docker("network", "rm", "trial-data", check=False))
+
+    def unused():
+        return "in use" not in trial.pipeline.docker("network", "rm", "trial-data", check=False)
+
+    await_true(unused)
 
 
 def test_a_secret_that_is_no_file_is_named(trial):
@@ -187,18 +244,29 @@ def test_a_secret_that_is_no_file_is_named(trial):
 @pytest.mark.parametrize("holder", ["container", "program", "service"])
 def test_a_port_that_another_uses_is_left_to_it(trial, holder):
     host = trial.pipeline
-    code = f"import socket, time; s = socket.create_server(('', {PORT})); print(1, flush=True); time.sleep(60)"
+    code = (
+        "import socket, time\n"
+        f"server = socket.create_server(('', {PORT}))\n"
+        "print('listening', flush=True)\n"
+        "time.sleep(60)"
+    )
     image = trial.releases["1"]
     host.docker("pull", "--quiet", image)
+    run = ("run", "--detach", "--name=holder")
     if holder == "container":
-        host.docker("run", "--detach", "--name=holder", f"--publish={PORT}:8744", image)
+        host.docker(*run, f"--publish={PORT}:8744", image)
     elif holder == "program":
-        host.docker("run", "--detach", "--name=holder", "--network=host", image, "python", "-c", code)
+        host.docker(*run, "--network=host", image, "python", "-c", code)
         await_true(lambda: host.docker("logs", "holder"))
     else:
-        host.docker("service", "create", "--detach", "--name=trial-holder", f"--publish=published={PORT},target=8744,mode=host", image)
+        publish = f"--publish=published={PORT},target=8744,mode=host"
+        host.docker("service", "create", "--detach", "--name=trial-holder", publish, image)
     try:
-        words = {"container": "the container holder", "program": "a program on the host", "service": "the service trial-holder"}
+        words = {
+            "container": "the container holder",
+            "program": "a program on the host",
+            "service": "the service trial-holder",
+        }
         assert f"port {PORT} is used by {words[holder]} (" in trial.deploy("1").reason()
         assert "trial" not in trial.services()
     finally:
@@ -206,9 +274,11 @@ def test_a_port_that_another_uses_is_left_to_it(trial, holder):
 
 
 def test_the_service_of_another_project_is_left_alone(trial):
-    trial.pipeline.docker("service", "create", "--detach", "--name=trial", trial.pipeline.first_image)
-    assert "the service trial is of another project (set DEPLOY_SERVICE" in trial.deploy("1").reason()
-    assert trial.inspect("{{.Spec.TaskTemplate.ContainerSpec.Image}}") == trial.pipeline.first_image
+    image = trial.pipeline.first_image
+    trial.pipeline.docker("service", "create", "--detach", "--name=trial", image)
+    reason = trial.deploy("1").reason()
+    assert "the service trial is of another project (set DEPLOY_SERVICE" in reason
+    assert trial.inspect("{{.Spec.TaskTemplate.ContainerSpec.Image}}") == image
 
 
 def test_rollback_by_hand_goes_to_the_release_before(deployed):
@@ -224,7 +294,9 @@ def test_images_of_the_last_releases_stay_and_nothing_else_is_touched(trial):
     others = set(trial.images("")) - set(trial.images(f"{REGISTRY}/group/trial"))
     for release in ("1", "2", "3", "4", "5"):
         assert trial.deploy(release).status == 0
-    assert set(trial.images(f"{REGISTRY}/group/trial")) == {trial.releases[name] for name in ("3", "4", "5")}
+    assert set(trial.images(f"{REGISTRY}/group/trial")) == {
+        trial.releases[name] for name in ("3", "4", "5")
+    }
     assert others <= set(trial.images(""))
     assert trial.deploy("1").status == 0  # as GitLab's rollback does
     assert trial.releases["1"] in trial.images(f"{REGISTRY}/group/trial")
@@ -235,10 +307,12 @@ def test_beside_each_release_has_its_own_address_and_the_newest_stay(trial):
     for release in ("1", "2", "3", "4"):
         run = trial.deploy(release, DEPLOY_STRATEGY="beside")
         assert run.status == 0, run.output
-        addresses[release] = re.search(rf"^Release {release} answers at http://127\.0\.0\.1:(\d+)/test$", run.output, re.MULTILINE)[1]
+        address = rf"^Release {release} answers at http://127\.0\.0\.1:(\d+)/test$"
+        addresses[release] = re.search(address, run.output, re.MULTILINE)[1]
     assert list(addresses.values()) == ["20310", "20311", "20312", "20313"]
     assert trial.services() == ["trial-2", "trial-3", "trial-4"]
-    assert {release: trial.answering(addresses[release]) for release in ("2", "3", "4")} == {"2": "2", "3": "3", "4": "4"}
+    for release in ("2", "3", "4"):
+        assert trial.answering(addresses[release]) == release
 
     again = trial.deploy("3", DEPLOY_STRATEGY="beside")
     assert again.status == 0 and ":20312/test" in again.output, again.output

@@ -1,6 +1,7 @@
-"""A stand-in for GitLab's token service, which its container registry sends its clients to: everybody may do all.
+"""A stand-in for the service where clients of GitLab's container registry get their tokens.
 
-`python registry_token.py PORT` serves HTTPS with /tls/server.crt and server.key; its answers are signed with that key.
+`python registry_token.py PORT` serves HTTPS with /tls/server.crt and server.key, lets everybody do
+everything, and signs its answers with that key.
 """
 
 import base64
@@ -20,22 +21,38 @@ def encoded(data):
 
 
 def token(scopes):
-    """Return the JSON Web Token that grants these, as https://distribution.github.io/distribution/spec/auth/jwt says."""
+    """Return the JSON Web Token that grants these scopes.
+
+    Its form: https://distribution.github.io/distribution/spec/auth/jwt
+    """
     now = int(time.time())
     certificate = base64.b64encode(ssl.PEM_cert_to_DER_cert(open(CERTIFICATE).read())).decode()
-    access = [dict(zip(("type", "name", "actions"), scope.split(":"))) for scope in scopes]
-    parts = ({"typ": "JWT", "alg": "RS256", "x5c": [certificate]}, {
-        "iss": "gitlab", "aud": "registry", "sub": "", "nbf": now - 10, "iat": now, "exp": now + 300,
-        "access": [{**grant, "actions": grant["actions"].split(",")} for grant in access],
-    })
+    access = []
+    for scope in scopes:
+        kind, name, actions = scope.split(":")
+        access.append({"type": kind, "name": name, "actions": actions.split(",")})
+    parts = (
+        {"typ": "JWT", "alg": "RS256", "x5c": [certificate]},
+        {
+            "iss": "gitlab",
+            "aud": "registry",
+            "sub": "",
+            "nbf": now - 10,
+            "iat": now,
+            "exp": now + 300,
+            "access": access,
+        },
+    )
     signed = ".".join(encoded(json.dumps(part).encode()) for part in parts)
     sign = ["openssl", "dgst", "-sha256", "-sign", KEY]
-    return f"{signed}.{encoded(subprocess.run(sign, input=signed.encode(), capture_output=True, check=True).stdout)}"
+    run = subprocess.run(sign, input=signed.encode(), capture_output=True, check=True)
+    return f"{signed}.{encoded(run.stdout)}"
 
 
 class Handler(BaseHTTPRequestHandler):
     def answer(self, query):
-        granted = token([scope for part in parse_qs(query).get("scope", []) for scope in part.split()])
+        scopes = [scope for part in parse_qs(query).get("scope", []) for scope in part.split()]
+        granted = token(scopes)
         body = json.dumps({"token": granted, "access_token": granted, "expires_in": 300}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -1,8 +1,9 @@
-"""A stand-in for GitLab's API, as far as runners are concerned: python gitlab.py PORT [CERTIFICATE KEY].
+"""A stand-in for the runners in GitLab's API: `python gitlab.py PORT [CERTIFICATE KEY]`.
 
-It answers as docs.gitlab.com (API > Runners) says, to tokens that are named for what they may do, for project 17,
-which is group/project. GET /state tells what it knows, PUT /reset makes it forget; PUT /fault/NAME[:SECONDS]
-makes the next request fail: 500, 422, cut (before it is heard), slow (answered after SECONDS).
+It answers as docs.gitlab.com (API > Runners) says, for project 17, which is group/project. Its
+tokens are named for what they may do. GET /state tells what it knows, PUT /reset makes it forget,
+and PUT /fault/NAME[:SECONDS] makes the next request fail: 500, 422, cut (before it is heard), slow
+(answered after SECONDS).
 """
 
 import http.server
@@ -15,10 +16,21 @@ import time
 from urllib.parse import parse_qs, unquote, urlsplit
 
 ACCESS = {  # scopes
-    "glpat-manage": {"create_runner", "manage_runner"}, "glpat-create": {"create_runner"},
-    "glpat-read": {"create_runner", "read_api"}, "glpat-without": set(), "glpat-guest": {"create_runner"},
+    "glpat-manage": {"create_runner", "manage_runner"},
+    "glpat-create": {"create_runner"},
+    "glpat-read": {"create_runner", "read_api"},
+    "glpat-without": set(),
+    "glpat-guest": {"create_runner"},
 }
-OPTIONS = ("description", "tag_list", "run_untagged", "locked", "access_level", "paused", "maximum_timeout")
+OPTIONS = (
+    "description",
+    "tag_list",
+    "run_untagged",
+    "locked",
+    "access_level",
+    "paused",
+    "maximum_timeout",
+)
 state = {"runners": {}, "requests": [], "next": 40, "legacy": True}
 fault = ["", 0.0]
 
@@ -47,7 +59,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Content-Type") == "application/json":
             parameters = json.loads(body)
         else:
-            parameters = {key: values[0] for key, values in parse_qs(body or url.query, keep_blank_values=True).items()}
+            parameters = {
+                key: values[0]
+                for key, values in parse_qs(body or url.query, keep_blank_values=True).items()
+            }
         if url.path == "/state":
             return self.answer(200, state)
         if url.path == "/reset":
@@ -56,18 +71,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/fault/(\w+):?([\d.]*)", url.path):
             fault[:] = match[1], float(match[2] or 0)
             return self.answer(200)
-        if match := re.fullmatch(r"/(legacy|runner)/(\w+)", url.path):  # switch the old tokens off; make one in the UI
-            if match[1] == "legacy":
-                state["legacy"] = match[2] == "on"
-                return self.answer(200)
-            return self.answer(200, self.make({"description": match[2]}))
+        if match := re.fullmatch(r"/legacy/(\w+)", url.path):  # switches the old tokens on or off
+            state["legacy"] = match[1] == "on"
+            return self.answer(200)
+        if match := re.fullmatch(r"/runner/(\w+)", url.path):  # makes one, as the UI does
+            return self.answer(200, self.make({"description": match[1]}))
         name, seconds = fault
         fault[:] = "", 0.0
         if name == "cut":
             self.close_connection = True
             return None
         time.sleep(seconds)
-        state["requests"].append([self.command, unquote(url.path), {key: "***" if "token" in key else parameters[key] for key in parameters}])
+        shown = {key: "***" if "token" in key else parameters[key] for key in parameters}
+        state["requests"].append([self.command, unquote(url.path), shown])
         try:
             if name.isdecimal():
                 raise Refused(int(name), "no")
@@ -90,8 +106,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         number = str(state["next"])
         state["next"] += 1
         options = {key: str(parameters[key]) for key in OPTIONS if key in parameters}
-        state["runners"][number] = {"token": prefix + secrets.token_hex(10), "managers": [], **options}
-        return {"id": int(number), "token": state["runners"][number]["token"], "token_expires_at": None}
+        token = prefix + secrets.token_hex(10)
+        state["runners"][number] = {"token": token, "managers": [], **options}
+        return {"id": int(number), "token": token, "token_expires_at": None}
 
     def by_token(self, parameters):
         for number, runner in state["runners"].items():
@@ -108,10 +125,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return 200, {"id": 17, "description": None, "namespace": {"id": 3, "name": "group"}}
             case "POST", "user", "runners":
                 self.require("create_runner")
-                if parameters.get("runner_type") != "project_type" or parameters.get("project_id") != "17":
+                scope = parameters.get("runner_type"), parameters.get("project_id")
+                if scope != ("project_type", "17"):
                     raise Refused(400, "400 Bad request - Scope Project does not exist")
                 if parameters.get("run_untagged") == "false" and not parameters.get("tag_list"):
-                    raise Refused(400, "Tags list can not be empty when runner is not allowed to pick untagged jobs")
+                    empty = "Tags list can not be empty"
+                    raise Refused(400, f"{empty} when runner is not allowed to pick untagged jobs")
                 return 201, self.make(parameters)
             case "POST", "runners":
                 if not state["legacy"]:

@@ -1,4 +1,4 @@
-"""scripts/register-runner on bare hosts, with stand-ins for what cannot be had here: GitLab's API and gitlab-runner.
+"""scripts/register-runner on bare hosts, with stand-ins for GitLab's API and for gitlab-runner.
 
 Docker is real, and so is the dind that the script tries.
 """
@@ -21,45 +21,76 @@ URL = "http://10.77.0.1:8080"
 ADVERTISE = "--advertise-addr=127.0.0.1"
 RUNNER_IMAGE = "gitlab/gitlab-runner:alpine-v19.4.0"
 CURL_IMAGE = "curlimages/curl:8.17.0"
+RUNNER_DOCKERFILE = """\
+FROM python:3.14-slim
+COPY --chmod=755 gitlab_runner.py /usr/bin/gitlab-runner
+STOPSIGNAL SIGQUIT
+ENTRYPOINT ["gitlab-runner"]
+CMD ["run"]
+"""
+# Where Docker Hub is out of reach, from an image that has the real curl.
+GET_CURL = f"""
+    docker pull --quiet {CURL_IMAGE} 2> /dev/null || docker build --quiet --tag {CURL_IMAGE} - <<END
+FROM docker:29.7.2-dind
+ENTRYPOINT ["curl"]
+END
+"""
+# Ends every shell that runs the script, but not what they have called.
+TERMINATE = r"""
+    for process in /proc/[0-9]*; do
+        if tr '\0' ' ' < $process/cmdline | grep -q '^sh /tmp/register'; then
+            kill -TERM ${process#/proc/}
+        fi
+    done
+"""
+MAKE_CERTIFICATE = """
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gitlab \\
+        -addext subjectAltName=IP:10.77.0.1 \\
+        -keyout /tmp/gitlab.key -out /tmp/gitlab.crt 2> /dev/null
+"""
 
 
 class Host:
     """A container that is a host with Docker and nothing else; the stand-ins are on it."""
 
     def __init__(self):
-        self.id = self.local("run", "--detach", "--privileged", "--label=gitlab-ci-pipeline=runners", "docker:29.7.2-dind")
+        label = "--label=gitlab-ci-pipeline=runners"
+        self.id = self.local("run", "--detach", "--privileged", label, "docker:29.7.2-dind")
         await_true(lambda: "Server" in self.sh("docker version", check=False), seconds=60)
         self.sh("ip address add 10.77.0.1/32 dev lo")  # one that it and its containers reach
         for name in ("gitlab.py", "gitlab_runner.py"):
-            self.write(f"/tmp/{name}", (ROOT / "test" / name).read_text())
+            self.write(f"/tmp/{name}", (ROOT / "test/template" / name).read_text())
         self.write("/tmp/register-runner", (ROOT / "scripts/register-runner").read_text())
-        self.write("/tmp/Dockerfile", (
-            "FROM python:3.14-slim\nCOPY --chmod=755 gitlab_runner.py /usr/bin/gitlab-runner\n"
-            'STOPSIGNAL SIGQUIT\nENTRYPOINT ["gitlab-runner"]\nCMD ["run"]\n'
-        ))
+        self.write("/tmp/Dockerfile", RUNNER_DOCKERFILE)
         self.sh(f"docker build --quiet --tag {RUNNER_IMAGE} /tmp")
-        # Where Docker Hub is out of reach, from an image that has the real curl.
-        self.sh(f"""docker pull --quiet {CURL_IMAGE} 2> /dev/null ||
-            printf 'FROM docker:29.7.2-dind\\nENTRYPOINT ["curl"]\\n' | docker build --quiet --tag {CURL_IMAGE} -""")
+        self.sh(GET_CURL)
         self.sh("docker pull --quiet docker:29.7.2-cli; docker pull --quiet docker:29.7.2-dind")
         self.serve("gitlab", 8080)
 
     def serve(self, name, port, *files):
-        self.sh(f"docker run --detach --name {name} --network host --volume /tmp:/tmp:ro python:3.14-slim python /tmp/gitlab.py {port} {' '.join(files)}")
+        command = f"python:3.14-slim python /tmp/gitlab.py {port} {' '.join(files)}"
+        self.sh(f"docker run --detach --name {name} --network host --volume /tmp:/tmp:ro {command}")
         await_true(lambda: "ready" in self.sh(f"docker logs {name}"), seconds=30)
 
     @staticmethod
     def local(*arguments, **options):
-        return subprocess.run(["docker", *arguments], check=True, text=True, capture_output=True, **options).stdout.strip()
+        command = ["docker", *arguments]
+        run = subprocess.run(command, check=True, text=True, capture_output=True, **options)
+        return run.stdout.strip()
 
     def sh(self, code, check=True):
         return subprocess.run(
-            ["docker", "exec", self.id, "sh", "-c", code], check=check, text=True, timeout=120,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ["docker", "exec", self.id, "sh", "-c", code],
+            check=check,
+            text=True,
+            timeout=120,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         ).stdout
 
     def write(self, path, text):
-        subprocess.run(["docker", "exec", "--interactive", self.id, "sh", "-c", f"cat > {path}"], input=text, text=True, check=True)
+        command = ["docker", "exec", "--interactive", self.id, "sh", "-c", f"cat > {path}"]
+        subprocess.run(command, input=text, text=True, check=True)
 
     def command(self, *arguments, **env):
         env = [f"--env={name}={value}" for name, value in env.items()]
@@ -68,7 +99,11 @@ class Host:
     def run(self, *arguments, **env):
         began = time.monotonic()
         run = subprocess.run(
-            self.command(*arguments, **env), text=True, timeout=200, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.command(*arguments, **env),
+            text=True,
+            timeout=200,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         run.seconds = time.monotonic() - began
         return run
@@ -83,6 +118,10 @@ class Host:
     def runners(self):
         return self.gitlab()["runners"]
 
+    def options(self, name):
+        """Return the options of all runners by that name."""
+        return [runner[name] for runner in self.runners().values()]
+
     def text(self):
         return self.sh("docker exec ci-runner cat /etc/gitlab-runner/config.toml")
 
@@ -93,15 +132,19 @@ class Host:
 
     def left(self):
         """Return what is on the host that was not there before."""
-        containers = self.sh("docker ps --all --format '{{.Names}}'").split()
-        volumes = self.sh("docker volume ls --quiet").split()
+        names = self.sh("docker ps --all --format '{{.Names}}'").split()
+        containers = [name for name in names if "ci-runner" in name]
+        names = self.sh("docker volume ls --quiet").split()
+        volumes = [name for name in names if "ci-runner" in name]
         swarm = self.sh("docker info --format '{{.Swarm.LocalNodeState}}'").strip()
-        return [name for name in containers if "ci-runner" in name], [name for name in volumes if "ci-runner" in name], swarm
+        return containers, volumes, swarm
 
     def clean(self):
         """Make it bare again, and forget all runners."""
-        self.sh("docker ps --all --format '{{.Names}}' | grep ci-runner | xargs -r docker rm --force --volumes", check=False)
-        self.sh("docker volume rm --force ci-runner ci-runner-dind; docker swarm leave --force", check=False)
+        names = "docker ps --all --format '{{.Names}}' | grep ci-runner"
+        self.sh(f"{names} | xargs -r docker rm --force --volumes", check=False)
+        self.sh("docker volume rm --force ci-runner ci-runner-dind", check=False)
+        self.sh("docker swarm leave --force", check=False)
         self.gitlab("/reset", "PUT")
 
 
@@ -139,71 +182,96 @@ def test_a_bare_host_becomes_two_verified_runners(host):
     run = host.register(GITLAB_TOKEN="glpat-create")
     print(f"{run.seconds:.1f} s\n{run.stdout}")
     assert run.returncode == 0, run.stdout
-    assert "WRONG" not in run.stdout and "ok: a privileged dind starts and answers over TLS" in run.stdout
+    assert "WRONG" not in run.stdout
+    assert "ok: a privileged dind starts and answers over TLS" in run.stdout
     assert run.seconds < 30
-    build, deploy = host.runners().values()
-    assert (build["run_untagged"], build["access_level"], build["tag_list"]) == ("true", "not_protected", "")
-    assert (deploy["run_untagged"], deploy["access_level"], deploy["tag_list"]) == ("false", "ref_protected", "deploy")
-    assert build["locked"] == deploy["locked"] == "true"
-    assert [len(runner["managers"]) for runner in (build, deploy)] == [1, 1]
+    assert host.options("run_untagged") == ["true", "false"]
+    assert host.options("access_level") == ["not_protected", "ref_protected"]
+    assert host.options("tag_list") == ["", "deploy"]
+    assert host.options("locked") == ["true", "true"]
+    assert [len(managers) for managers in host.options("managers")] == [1, 1]
     assert host.left()[2] == "active"
     assert "deploy waits until mainx is protected" in run.stdout
     # It runs, from a configuration of which it does not complain.
     assert "WARNING" not in host.sh("docker logs ci-runner 2>&1")
-    assert host.sh("docker exec ci-runner stat -c %a /etc/gitlab-runner/config.toml").strip() == "600"
+    mode = host.sh("docker exec ci-runner stat -c %a /etc/gitlab-runner/config.toml")
+    assert mode.strip() == "600"
 
 
 def test_each_runner_has_the_power_that_its_jobs_need(registered):
     config, runners = registered.config()
-    assert config["concurrent"] > 2 and all(entry["request_concurrency"] > 1 for entry in runners.values())
+    assert config["concurrent"] > 2
+    assert all(entry["request_concurrency"] > 1 for entry in runners.values())
     build, deploy = runners["build"]["docker"], runners["deploy"]["docker"]
     assert build["privileged"] is deploy["privileged"] is False
-    assert build["services_privileged"] and build["allowed_privileged_services"] == ["**/docker:*-dind"]
+    assert build["services_privileged"]
+    assert build["allowed_privileged_services"] == ["**/docker:*-dind"]
     assert build["volumes"] == ["/certs/client", "/cache"]
     assert "services_privileged" not in deploy and deploy["allowed_services"] == ["none"]
     assert deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
 
 
 def test_the_same_call_again_changes_nothing(registered):
-    before = registered.text(), registered.runners(), registered.sh("docker ps --quiet --no-trunc")
+    def state():
+        containers = registered.sh("docker ps --quiet --no-trunc")
+        return registered.text(), registered.runners(), containers
+
+    before = state()
     asked = len(registered.gitlab()["requests"])
     run = registered.register(GITLAB_TOKEN="glpat-manage")
     assert run.returncode == 0 and run.seconds < 5, f"{run.seconds}\n{run.stdout}"
-    assert (registered.text(), registered.runners(), registered.sh("docker ps --quiet --no-trunc")) == before
+    assert state() == before
     paths = {(method, path) for method, path, _ in registered.gitlab()["requests"][asked:]}
     assert paths == {("POST", "/api/v4/runners/verify")}
 
 
 def test_changed_options_correct_what_is_there(registered):
-    options = "--tags=linux", "--description=other", "--registry-mirror=http://10.99.0.1:5001", "--mtu=1400", "--concurrent=7"
-    options += "--image=python:3.14-slim", "--locked=false", "--access-level=ref_protected"
+    options = (
+        "--tags=linux",
+        "--description=other",
+        "--registry-mirror=http://10.99.0.1:5001",
+        "--mtu=1400",
+        "--concurrent=7",
+        "--image=python:3.14-slim",
+        "--locked=false",
+        "--access-level=ref_protected",
+    )
     run = registered.register(*options, GITLAB_TOKEN="glpat-manage", IMAGE_PREFIX="")
     assert run.returncode == 0, run.stdout
     config, runners = registered.config()
     assert config["concurrent"] == 7
     assert runners["build"]["docker"]["volumes"][-1] == "ci-runner-dind:/etc/docker:ro"
-    daemon = registered.sh("docker run --rm --volume ci-runner-dind:/v python:3.14-slim cat /v/daemon.json")
+    mount = "--volume ci-runner-dind:/v"
+    daemon = registered.sh(f"docker run --rm {mount} python:3.14-slim cat /v/daemon.json")
     assert json.loads(daemon) == {
-        "mtu": 1400, "registry-mirrors": ["http://10.99.0.1:5001"], "insecure-registries": ["10.99.0.1:5001"],
+        "mtu": 1400,
+        "registry-mirrors": ["http://10.99.0.1:5001"],
+        "insecure-registries": ["10.99.0.1:5001"],
     }
-    build, deploy = registered.runners().values()
-    assert (build["tag_list"], deploy["tag_list"], deploy["description"]) == ("linux", "deploy,linux", "other deploy")
-    assert (build["locked"], build["access_level"], deploy["locked"]) == ("false", "ref_protected", "false")
-    assert runners["build"]["docker"]["image"] == runners["deploy"]["docker"]["image"] == "python:3.14-slim"
-    assert len(registered.runners()) == 2 and "of protected branches only" in run.stdout
+    assert registered.options("tag_list") == ["linux", "deploy,linux"]
+    assert registered.options("description")[1] == "other deploy"
+    assert registered.options("locked") == ["false", "false"]
+    assert registered.options("access_level")[0] == "ref_protected"
+    for name in ("build", "deploy"):
+        assert runners[name]["docker"]["image"] == "python:3.14-slim"
+    assert "of protected branches only" in run.stdout
 
 
 def test_without_manage_runner_it_says_what_to_change_in_gitlab(registered):
     run = registered.register("--tags=linux", GITLAB_TOKEN="glpat-create")
     assert run.returncode == 0, run.stdout
     number = next(iter(registered.runners()))
-    assert f"change runner #{number} in Settings > CI/CD > Runners" in run.stdout and "tag_list=linux|" in run.stdout
+    assert f"change runner #{number} in Settings > CI/CD > Runners" in run.stdout
+    assert "tag_list=linux|" in run.stdout
     assert registered.register("--tags=linux", GITLAB_TOKEN="glpat-manage").returncode == 0
-    assert [runner["tag_list"] for runner in registered.runners().values()] == ["linux", "deploy,linux"]
+    assert registered.options("tag_list") == ["linux", "deploy,linux"]
 
 
 def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
-    tokens = {f"{name.upper()}_RUNNER_TOKEN": host.gitlab(f"/runner/{name}")["token"] for name in ("build", "deploy")}
+    tokens = {
+        f"{name.upper()}_RUNNER_TOKEN": host.gitlab(f"/runner/{name}")["token"]
+        for name in ("build", "deploy")
+    }
     run = host.run(f"--url={URL}", ADVERTISE, "--tags=linux", RUNNER_TAG_LIST="left over", **tokens)
     assert run.returncode == 0, run.stdout
     _, runners = host.config()
@@ -211,50 +279,80 @@ def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
     assert [str(runners[name]["id"]) for name in ("build", "deploy")] == list(host.runners())
     again = host.run(f"--url={URL}", ADVERTISE, "--tags=linux", **tokens)
     assert again.returncode == 0 and len(host.config()[0]["runners"]) == 2
-    build, deploy = host.runners().values()
-    assert [len(runner["managers"]) for runner in (build, deploy)] == [1, 1]
+    assert [len(managers) for managers in host.options("managers")] == [1, 1]
     assert host.run("--unregister", "--only=build").returncode == 0
     assert set(host.config()[1]) == {"deploy"}
     # They are somebody's: this host is no more one of their machines, that is all.
-    build, deploy = host.runners().values()
-    assert [len(runner["managers"]) for runner in (build, deploy)] == [0, 1]
+    assert [len(managers) for managers in host.options("managers")] == [0, 1]
 
 
 def test_a_registration_token_of_an_older_server_makes_both(host):
     run = host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy")
     assert run.returncode == 0, run.stdout
-    build, deploy = host.runners().values()
-    assert (build["tag_list"], deploy["tag_list"], deploy["access_level"]) == ("", "deploy", "ref_protected")
+    assert host.options("tag_list") == ["", "deploy"]
+    assert host.options("access_level")[1] == "ref_protected"
     assert host.run("--unregister").returncode == 0
     assert host.runners() == {} and host.left() == BARE
 
 
-@pytest.mark.parametrize("arguments, env, words", [
-    ([], {"GITLAB_TOKEN": "glpat-unknown"}, "does not know the access token, or it has expired"),
-    ([], {"GITLAB_TOKEN": "glpat-without"}, "the access token lacks the scope"),
-    ([], {"GITLAB_TOKEN": "glpat-guest"}, "the access token's role is too low"),
-    (["--project=18"], {"GITLAB_TOKEN": "glpat-create"}, "GitLab refuses"),
-    (["--project=group/other"], {"GITLAB_TOKEN": "glpat-read"}, "cannot look up the number of group/other"),
-    (["--project=group/project"], {"GITLAB_TOKEN": "glpat-create"}, "cannot look up the number of group/project"),
-    (["--url=http://10.77.0.1:9"], {"GITLAB_TOKEN": "glpat-create"}, "refuses the connection"),
-    (["--url=http://nowhere.invalid"], {"GITLAB_TOKEN": "glpat-create"}, "there is no such host"),
-    (["--url=gitlab"], {"GITLAB_TOKEN": "glpat-create"}, "--url is an address"),
-    ([], {"BUILD_RUNNER_TOKEN": "glrt-unknown"}, "GitLab does not accept the token of the build runner"),
-    ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "does not know the registration token"),
-    ([], {}, "no credentials for the build runner"),
-    ([], {"GITLAB_TOKEN_FILE": "/tmp/none"}, "cannot read /tmp/none (GITLAB_TOKEN_FILE)"),
-    ([], {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host itself"),
-    ([], {"DOCKER_HOST": "unix:///run/none.sock"}, "Docker does not answer (systemctl start docker)"),
-    (["--run-untagged=false"], {"GITLAB_TOKEN": "x"}, "--run-untagged=false needs --tags"),
-])
+@pytest.mark.parametrize(
+    "arguments, env, words",
+    [
+        (
+            [],
+            {"GITLAB_TOKEN": "glpat-unknown"},
+            "does not know the access token, or it has expired",
+        ),
+        ([], {"GITLAB_TOKEN": "glpat-without"}, "the access token lacks the scope"),
+        ([], {"GITLAB_TOKEN": "glpat-guest"}, "the access token's role is too low"),
+        (["--project=18"], {"GITLAB_TOKEN": "glpat-create"}, "GitLab refuses"),
+        (
+            ["--project=group/other"],
+            {"GITLAB_TOKEN": "glpat-read"},
+            "cannot look up the number of group/other",
+        ),
+        (
+            ["--project=group/project"],
+            {"GITLAB_TOKEN": "glpat-create"},
+            "cannot look up the number of group/project",
+        ),
+        (["--url=http://10.77.0.1:9"], {"GITLAB_TOKEN": "glpat-create"}, "refuses the connection"),
+        (
+            ["--url=http://nowhere.invalid"],
+            {"GITLAB_TOKEN": "glpat-create"},
+            "there is no such host",
+        ),
+        (["--url=gitlab"], {"GITLAB_TOKEN": "glpat-create"}, "--url is an address"),
+        (
+            [],
+            {"BUILD_RUNNER_TOKEN": "glrt-unknown"},
+            "GitLab does not accept the token of the build runner",
+        ),
+        ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "does not know the registration token"),
+        ([], {}, "no credentials for the build runner"),
+        ([], {"GITLAB_TOKEN_FILE": "/tmp/none"}, "cannot read /tmp/none (GITLAB_TOKEN_FILE)"),
+        ([], {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host itself"),
+        (
+            [],
+            {"DOCKER_HOST": "unix:///run/none.sock"},
+            "Docker does not answer (systemctl start docker)",
+        ),
+        (["--run-untagged=false"], {"GITLAB_TOKEN": "x"}, "--run-untagged=false needs --tags"),
+    ],
+)
 def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, words):
     assert words in reason(host.register(*arguments, **env))
     assert host.left() == BARE and host.runners() == {}
 
 
-@pytest.mark.parametrize("fault, words", [
-    ("500", "GitLab answers 500"), ("422", "GitLab refuses"), ("cut", "cannot reach"),
-])
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        ("500", "GitLab answers 500"),
+        ("422", "GitLab refuses"),
+        ("cut", "cannot reach"),
+    ],
+)
 def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host, fault, words):
     host.gitlab(f"/fault/{fault}", "PUT")
     assert words in reason(host.register(GITLAB_TOKEN="glpat-create"))
@@ -272,7 +370,8 @@ def test_of_a_runner_that_gitlab_made_too_late_it_says_where_to_look(host):
 
 def test_a_server_that_takes_no_registration_tokens_any_more_is_told_apart(host):
     host.gitlab("/legacy/off", "PUT")
-    assert "GitLab takes no registration tokens any more" in reason(host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy"))
+    run = host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy")
+    assert "GitLab takes no registration tokens any more" in reason(run)
 
 
 def test_a_path_serves_as_project_where_the_token_may_read_it(host):
@@ -283,11 +382,20 @@ def test_a_path_serves_as_project_where_the_token_may_read_it(host):
 def test_on_a_terminal_it_asks_for_what_is_missing_and_shows_no_secret(host):
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        ["docker", "exec", "--interactive", "--tty", *host.command(ADVERTISE)[2:]], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        ["docker", "exec", "--interactive", "--tty", *host.command(ADVERTISE)[2:]],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     ) as run:
         os.close(theirs)
         shown = ""
-        for question, answer in (("URL of the GitLab", URL), ("Access token", "glpat-create"), ("Number of the project", "17"), ("the jobs build and test", "")):
+        for question, answer in (
+            ("URL of the GitLab", URL),
+            ("Access token", "glpat-create"),
+            ("Number of the project", "17"),
+            ("the jobs build and test", ""),
+        ):
             while question not in shown:
                 shown += os.read(ours, 1000).decode()
             os.write(ours, f"{answer}\n".encode())
@@ -298,34 +406,43 @@ def test_on_a_terminal_it_asks_for_what_is_missing_and_shows_no_secret(host):
 
 def test_an_interrupted_run_makes_no_runner_twice(host):
     host.gitlab("/fault/slow:3", "PUT")
-    with subprocess.Popen(host.command(f"--url={URL}", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"), stdout=subprocess.DEVNULL) as run:
+    with subprocess.Popen(
+        host.command(f"--url={URL}", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"),
+        stdout=subprocess.DEVNULL,
+    ) as run:
         await_true(lambda: host.sh("ps -o args | grep '[c]url --disable'", check=False), seconds=30)
-        host.sh("for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q '^sh /tmp/register' && kill -TERM ${p#/proc/}; done", check=False)
+        host.sh(TERMINATE, check=False)
         run.wait(60)
     assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
     assert len(host.runners()) == 2
 
 
 def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
-    host.sh("docker volume create --opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1 ci-runner")
+    full = "--opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1"
+    host.sh(f"docker volume create {full} ci-runner")
     said = reason(host.register(GITLAB_TOKEN="glpat-manage"))
-    assert "is the disk full? (it is deleted again in GitLab)" in said and host.runners() == {}
+    assert "is the disk full? (it is deleted again in GitLab)" in said
+    assert host.runners() == {}
     host.sh("docker volume rm ci-runner")
     assert host.register(GITLAB_TOKEN="glpat-manage").returncode == 0
 
 
 def test_runners_deleted_in_gitlab_are_registered_again(registered):
+    delete = "curl -s -X DELETE -H 'PRIVATE-TOKEN: glpat-manage'"
     for number in registered.runners():
-        registered.sh(f"curl -s -X DELETE -H 'PRIVATE-TOKEN: glpat-manage' {URL}/api/v4/runners/{number}")
+        registered.sh(f"{delete} {URL}/api/v4/runners/{number}")
     assert registered.run("--status").returncode == 1
     run = registered.register(GITLAB_TOKEN="glpat-manage")
-    assert run.returncode == 0 and "does not accept the build runner of this host any more" in run.stdout, run.stdout
+    assert run.returncode == 0, run.stdout
+    assert "does not accept the build runner of this host any more" in run.stdout
     assert len(registered.runners()) == len(registered.config()[0]["runners"]) == 2
 
 
 def test_the_runners_of_one_project_are_not_given_to_another(registered):
-    assert "the runners here are of project 17" in reason(registered.register("--project=18", GITLAB_TOKEN="glpat-manage"))
-    assert "the runners here are of http://10.77.0.1:8080" in reason(registered.register("--url=http://10.77.0.1:8081"))
+    run = registered.register("--project=18", GITLAB_TOKEN="glpat-manage")
+    assert "the runners here are of project 17" in reason(run)
+    run = registered.register("--url=http://10.77.0.1:8081")
+    assert "the runners here are of http://10.77.0.1:8080" in reason(run)
 
 
 def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
@@ -334,14 +451,16 @@ def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
         run = host.run(f"--url={URL}", "--project=17", GITLAB_TOKEN="glpat-create")
         assert run.returncode == 0, run.stdout
         address = host.sh("docker info --format '{{.Swarm.NodeAddr}}'").strip()
-        assert address == host.sh("ip route get 1.1.1.1 | sed -n 's/.* src \\([^ ]*\\).*/\\1/p'").strip()
+        assert re.search(r" src (\S+)", host.sh("ip route get 1.1.1.1"))[1] == address
     finally:
         host.sh("ip address del 10.78.0.1/24 dev eth0")
 
 
 def test_status_says_what_is_there(registered):
     run = registered.run("--status")
-    assert run.returncode == 0 and "ok: the container ci-runner runs" in run.stdout and run.stdout.count("ok: GitLab accepts the ") == 2
+    assert run.returncode == 0
+    assert "ok: the container ci-runner runs" in run.stdout
+    assert run.stdout.count("ok: GitLab accepts the ") == 2
     registered.sh("docker stop ci-runner")
     stopped = registered.run("--status")
     assert "WRONG: the container ci-runner runs" in stopped.stdout and reason(stopped)
@@ -374,22 +493,31 @@ def test_a_dry_run_shows_every_change_and_makes_none(host):
     run = host.register("--dry-run", GITLAB_TOKEN="glpat-create")
     assert run.returncode == 0, run.stdout
     assert host.left() == BARE and host.runners() == {}
-    for words in ("make this host a single-node swarm", "register the build runner", "register the deploy runner", "write config.toml", "start the container ci-runner"):
+    for words in (
+        "make this host a single-node swarm",
+        "register the build runner",
+        "register the deploy runner",
+        "write config.toml",
+        "start the container ci-runner",
+    ):
         assert f"would {words}" in run.stdout
     assert 'token = "***"' in run.stdout
 
 
 def test_another_container_of_that_name_stays_as_it_is(host):
     host.sh("docker run --detach --name ci-runner python:3.14-slim sleep 600")
-    assert "there is a container ci-runner that this script did not start" in reason(host.register(GITLAB_TOKEN="glpat-create"))
-    assert host.sh("docker inspect --format '{{.State.Running}}' ci-runner").strip() == "true" and host.runners() == {}
+    run = host.register(GITLAB_TOKEN="glpat-create")
+    assert "there is a container ci-runner that this script did not start" in reason(run)
+    assert host.sh("docker inspect --format '{{.State.Running}}' ci-runner").strip() == "true"
+    assert host.runners() == {}
 
 
 def test_another_gitlab_runner_is_reported_and_left_alone(host):
     host.sh(f"docker run --detach --name theirs --entrypoint sleep {RUNNER_IMAGE} 600")
     try:
         run = host.register(GITLAB_TOKEN="glpat-create")
-        assert run.returncode == 0 and "another gitlab-runner here, which stays as it is: theirs" in run.stdout
+        assert run.returncode == 0
+        assert "another gitlab-runner here, which stays as it is: theirs" in run.stdout
     finally:
         host.sh("docker rm --force theirs")
 
@@ -399,12 +527,14 @@ def test_mirror_prefix_and_proxy_reach_the_runners(host):
         host.sh(f"docker tag {image} mirror.test/{image}")
     proxy = {"http_proxy": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
     env = {"GITLAB_TOKEN": "glpat-create", "IMAGE_PREFIX": "mirror.test/", **proxy}
-    assert "gitlab-runner-helper:x86_64-v19.4.0 there, or" in reason(host.register(**env)).replace("arm64", "x86_64")
-    host.sh(f"docker tag {RUNNER_IMAGE} mirror.test/gitlab/gitlab-runner-helper:$(uname -m | sed s/aarch64/arm64/)-v19.4.0")
+    machine = host.sh("uname -m").strip().replace("aarch64", "arm64")
+    helper = f"gitlab-runner-helper:{machine}-v19.4.0"
+    assert f"{helper} there, or" in reason(host.register(**env))
+    host.sh(f"docker tag {RUNNER_IMAGE} mirror.test/gitlab/{helper}")
     run = host.register(**env)
     assert run.returncode == 0 and "pa55word" not in run.stdout, run.stdout
     entry = host.config()[1]["build"]
-    assert re.fullmatch(r"mirror\.test/gitlab/gitlab-runner-helper:\w+-v19\.4\.0", entry["docker"]["helper_image"])
+    assert entry["docker"]["helper_image"] == f"mirror.test/gitlab/{helper}"
     environment = dict(pair.split("=", 1) for pair in entry["environment"])
     assert environment["HTTP_PROXY"] == environment["http_proxy"] == proxy["http_proxy"]
     assert set(environment["NO_PROXY"].split(",")) >= {"10.77.0.1", "docker", "app"}
@@ -412,31 +542,41 @@ def test_mirror_prefix_and_proxy_reach_the_runners(host):
 
 def test_a_name_that_only_the_host_knows_is_told(host):
     host.sh("echo 10.77.0.1 gitlab.test >> /etc/hosts")
-    run = host.run("--url=http://gitlab.test:8080", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create")
+    run = host.register("--url=http://gitlab.test:8080", GITLAB_TOKEN="glpat-create")
     host.sh("sed '$d' /etc/hosts > /tmp/hosts && cat /tmp/hosts > /etc/hosts")
-    assert "WRONG: containers find gitlab.test (they do not see this host's /etc/hosts: put the name into DNS)" in run.stdout
+    advice = "they do not see this host's /etc/hosts: put the name into DNS"
+    assert f"WRONG: containers find gitlab.test ({advice})" in run.stdout
     assert "something is wrong" in reason(run)
 
 
 def test_a_private_ca_is_asked_for_and_then_trusted(host):
-    host.sh("""openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gitlab -addext subjectAltName=IP:10.77.0.1 \
-        -keyout /tmp/gitlab.key -out /tmp/gitlab.crt 2> /dev/null""")
+    host.sh(MAKE_CERTIFICATE)
     host.serve("gitlab-tls", 8443, "/tmp/gitlab.crt", "/tmp/gitlab.key")
-    url = "--url=https://10.77.0.1:8443"
+
+    def register(url, *arguments):
+        return host.register(f"--url={url}", *arguments, GITLAB_TOKEN="glpat-create")
+
     try:
-        assert "give the CA's with --ca-file" in reason(host.run(url, "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"))
-        other = host.run("--url=https://localhost:8443", "--project=17", ADVERTISE, "--ca-file=/tmp/gitlab.crt", GITLAB_TOKEN="glpat-create")
-        assert "its certificate is for another name" in reason(other)
-        run = host.run(url, "--project=17", ADVERTISE, "--ca-file=/tmp/gitlab.crt", GITLAB_TOKEN="glpat-create")
-        assert run.returncode == 0 and "ok: GitLab accepts the build runner" in run.stdout, run.stdout
+        unknown = register("https://10.77.0.1:8443")
+        assert "give the CA's with --ca-file" in reason(unknown)
+        misnamed = register("https://localhost:8443", "--ca-file=/tmp/gitlab.crt")
+        assert "its certificate is for another name" in reason(misnamed)
+        run = register("https://10.77.0.1:8443", "--ca-file=/tmp/gitlab.crt")
+        assert run.returncode == 0, run.stdout
+        assert "ok: GitLab accepts the build runner" in run.stdout
     finally:
         host.sh("docker rm --force gitlab-tls")
 
 
-@pytest.mark.parametrize("env", [{"GITLAB_TOKEN": "glpat-manage"}, {"GITLAB_TOKEN_FILE": "/tmp/token"}], ids=["environment", "file"])
+@pytest.mark.parametrize(
+    "env",
+    [{"GITLAB_TOKEN": "glpat-manage"}, {"GITLAB_TOKEN_FILE": "/tmp/token"}],
+    ids=["environment", "file"],
+)
 def test_no_secret_is_seen_anywhere_but_in_the_configuration(host, env):
     """Watches all processes while it runs; then searches output, containers and files."""
-    host.write("/tmp/watch", "while [ -e /tmp/watching ]; do cat /proc/[0-9]*/cmdline; done 2> /dev/null > /tmp/seen\n")
+    read = "while [ -e /tmp/watching ]; do cat /proc/[0-9]*/cmdline; done"
+    host.write("/tmp/watch", f"{read} 2> /dev/null > /tmp/seen\n")
     host.write("/tmp/token", "glpat-manage\n")
     host.sh("touch /tmp/watching")
     with subprocess.Popen(["docker", "exec", host.id, "sh", "/tmp/watch"]) as watch:
@@ -445,18 +585,23 @@ def test_no_secret_is_seen_anywhere_but_in_the_configuration(host, env):
         watch.wait(30)
     assert run.returncode == 0, run.stdout
     tokens = [runner["token"] for runner in host.runners().values()] + ["glpat-manage"]
-    seen = host.sh("cat /tmp/seen") + run.stdout + host.sh("docker inspect $(docker ps --all --quiet); docker logs ci-runner 2>&1; rm /tmp/token")
+    containers = host.sh("docker inspect $(docker ps --all --quiet); docker logs ci-runner 2>&1")
+    seen = host.sh("cat /tmp/seen") + run.stdout + containers
     assert "/tmp/register-runner" in seen  # the watcher did see what ran
     assert not [token for token in tokens if token in seen]
-    assert host.sh(f"grep -rl -e {tokens[0]} -e glpat-manage /tmp /root /var/log 2> /dev/null", check=False) == "/tmp/gitlab.py\n"
+    host.sh("rm /tmp/token")
+    search = f"grep -rl -e {tokens[0]} -e glpat-manage /tmp /root /var/log 2> /dev/null"
+    assert host.sh(search, check=False) == "/tmp/gitlab.py\n"
 
 
 def test_under_dash_and_without_curl(host):
     """In a Debian container with Docker's client: its sh is dash, and it has no curl."""
     host.sh("cp $(command -v docker) /tmp/docker")
-    answer = host.sh(
-        "docker run --rm --network host --volume /var/run/docker.sock:/var/run/docker.sock --volume /tmp/docker:/usr/local/bin/docker "
-        "--volume /tmp:/tmp:ro --env GITLAB_TOKEN=glpat-create python:3.14-slim sh -c "
-        f"'! command -v curl && exec dash /tmp/register-runner --url {URL} --project 17 {ADVERTISE}'"
-    )
+    command = f"exec dash /tmp/register-runner --url {URL} --project 17 {ADVERTISE}"
+    answer = host.sh(f"""
+        docker run --rm --network host --env GITLAB_TOKEN=glpat-create --volume /tmp:/tmp:ro \\
+            --volume /var/run/docker.sock:/var/run/docker.sock \\
+            --volume /tmp/docker:/usr/local/bin/docker \\
+            python:3.14-slim sh -c '! command -v curl && {command}'
+    """)
     assert "build: runner #" in answer and len(host.runners()) == 2, answer

@@ -1,0 +1,694 @@
+"""The scripts as an operator runs them, under each of the shells that this machine has.
+
+What a script calls lies in two bin directories, its whole PATH, so that any command can be missing.
+docker and its like are stand-ins that write down what they are asked and know no other question.
+"""
+
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import SCRIPTS
+from support import ROOT
+
+SHELLS = [shell for shell in (("dash",), ("busybox", "sh")) if shutil.which(shell[0])]
+TOOLS = (
+    "awk basename cat chmod cksum cmp cp cut date dirname env expr grep head id ls mkdir mktemp mv "
+    "printenv rm sed sha256sum sleep sort tail tee timeout touch tr uname uniq wc xargs"
+).split()
+PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
+PASSWORD = "pa55%40word"
+
+# As buildx writes it.
+METADATA = """{
+  "containerimage.config.digest": "sha256:cc",
+  "containerimage.descriptor": {
+    "digest": "sha256:DIGEST"
+  },
+  "containerimage.digest": "sha256:DIGEST",
+  "image.name": "registry.test/app"
+}"""
+BUILD = f"""
+    printf '%s' "${{PIP_CONF-}}" > "$0.pip.conf"
+    case $* in *"--target test "*) digest=bb ;; *) digest=aa ;; esac
+    while [ $# -gt 0 ]; do
+        [ "$1" != --metadata-file ] || echo '{METADATA}' | sed "s/DIGEST/$digest/" > "$2"
+        shift
+    done"""
+DOCKER = {
+    "buildx version": "",
+    "version": "",
+    "login --username *": 'cat >> "$0.stdin"',
+    "buildx build *": BUILD,
+    "info *LocalNodeState*": "echo active true",
+    "info *NodeAddr*": "echo 10.0.0.1",
+    "node ls --quiet": "echo id",
+    "image inspect *": "exit 1",
+    "pull *": "",
+}
+REGISTRY = {
+    "CI_REGISTRY": "registry.test",
+    "CI_REGISTRY_USER": "robot",
+    "CI_REGISTRY_PASSWORD": PASSWORD,
+    "CI_REGISTRY_IMAGE": "registry.test/app",
+    "CI": "true",
+    "CI_COMMIT_SHA": "c0ffee",
+    "ENGINE_SECONDS": "0",
+    "CI_DEPENDENCY_PROXY_SERVER": "gitlab.test:443",
+    "CI_DEPENDENCY_PROXY_USER": "reader",
+    "CI_DEPENDENCY_PROXY_PASSWORD": PASSWORD,
+}
+
+
+def error(message):
+    return f"echo '{message}' >&2; exit 1"
+
+
+def but(answers):
+    """Return what docker answers, but for these."""
+    return {**answers, **DOCKER, **answers}  # the first pattern that fits counts
+
+
+def stand_in(path, answers):
+    """Write a command that logs its arguments and answers them, by pattern, with shell code."""
+    quoted = {pattern.replace(" ", "\\ "): code for pattern, code in answers.items()}
+    cases = "".join(f"{pattern}) {code}\n;;\n" for pattern, code in quoted.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> "$0.log"\ncase "$*" in\n{cases}'
+        '*) echo "unexpected: $*" >&2; exit 99 ;;\nesac\n'
+    )
+    path.chmod(0o755)
+
+
+class Copy:
+    """A copy of the files that the scripts need, which they may write into."""
+
+    def __init__(self, path, shell, **commands):
+        self.path, self.bin = path, path / "bin"
+        self.shell, self.tools = shell
+        (path / "scripts").mkdir()
+        (path / "test").mkdir()
+        for file in [*ROOT.glob("*.py"), *ROOT.glob("**/requirements.txt")]:
+            shutil.copy(file, path / file.relative_to(ROOT))
+        for name, answers in commands.items():
+            stand_in(self.bin / name, answers)
+
+    def start(self, name, *arguments, stdout=subprocess.PIPE, **env):
+        shutil.copy(ROOT / "scripts" / name, self.path / "scripts")
+        return subprocess.Popen(
+            [*self.shell, f"scripts/{name}", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=self.path,
+            env={"PATH": f"{self.bin}:{self.tools}", **env},
+            text=True,
+        )
+
+    def run(self, name, *arguments, **env):
+        with self.start(name, *arguments, **env) as process:
+            try:
+                output = process.communicate(timeout=20)
+            except BaseException:
+                process.kill()
+                raise
+            return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+    def read(self, name):
+        return (self.path / name).read_text() if (self.path / name).exists() else None
+
+    def calls(self, start=""):
+        """Return what docker was asked, as far as it begins with `start`."""
+        log = self.read("bin/docker.log") or ""
+        return [line for line in log.splitlines() if line.startswith(start)]
+
+
+def reason(answer):
+    """Return the one line in which a run failed."""
+    assert answer.returncode in (1, 2) and answer.stderr.count("\n") == 1, answer
+    return answer.stderr
+
+
+@pytest.fixture(scope="module", params=SHELLS, ids=" ".join)
+def shell(request, tmp_path_factory):
+    """The command of a shell, and a directory with the tools beside it: busybox has its own."""
+    tools = tmp_path_factory.mktemp("tools")
+    command = [shutil.which(request.param[0]), *request.param[1:]]
+    list_applets = [command[0], "--list"] if "sh" in command else ["true"]
+    applets = subprocess.run(list_applets, stdout=subprocess.PIPE, text=True).stdout.split()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(command[0] if tool in applets else shutil.which(tool))
+    return command, tools
+
+
+@pytest.fixture
+def copy(tmp_path, shell):
+    """Makes the copy, with stand-ins for the commands that are given."""
+    return lambda **commands: Copy(tmp_path, shell, **commands)
+
+
+@pytest.fixture(scope="module")
+def pushes(tmp_path_factory, shell):
+    """The copies in which three build jobs have run."""
+    copies = {}
+    for name, env in {
+        "protected": {
+            "CI_COMMIT_REF_PROTECTED": "true",
+            "IMAGE_PREFIX": "gitlab.test:443/group/",
+            "TZ": "Asia/Tokyo",
+        },
+        "unprotected": {"CI_COMMIT_REF_PROTECTED": "false", "IMAGE_PREFIX": "mirror.test/"},
+        "refresh": {"CI_COMMIT_REF_PROTECTED": "true", "BUILD_REFRESH": "1"},
+    }.items():
+        copies[name] = Copy(tmp_path_factory.mktemp(name), shell, docker=DOCKER)
+        copies[name].answer = copies[name].run("build", **REGISTRY, **env)
+        assert copies[name].answer.returncode == 0, copies[name].answer
+    return copies
+
+
+def test_shellcheck_finds_nothing():
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    files = [*(ROOT / "scripts" / name for name in SCRIPTS), *ROOT.glob(".ci/run")]
+    command = [shutil.which("shellcheck", path=path), *files]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_can_be_run_and_begins_alike(name):
+    script = ROOT / "scripts" / name
+    assert os.access(script, os.X_OK)
+    assert re.match(rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\n", script.read_text())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_and_misuse(copy, name):
+    # No docker and no Python in reach; and no fact of the machine in the help.
+    machine = ("uname", "hostname", "nproc", "getconf", "id")
+    copy = copy(**dict.fromkeys(machine, {"*": "echo FACT"}))
+    help = copy.run(name, "--help")
+    assert (help.returncode, help.stderr) == (0, "")
+    assert re.match(rf"Usage: (scripts/)?{name}\b", help.stdout)
+    assert "-h, --help" in help.stdout and "FACT" not in help.stdout
+    assert max(len(line) for line in help.stdout.splitlines()) <= 110
+    short = copy.run(name, "-h")
+    assert (short.returncode, short.stderr, short.stdout) == (0, "", help.stdout)
+    if name not in ("test", "serve"):  # what they do not know goes to pytest and server.py
+        wrong = copy.run(name, "--no-such-option")
+        assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", help.stdout)
+
+
+@pytest.mark.parametrize(
+    "commands, env, words",
+    [
+        ({}, {}, "docker is not installed"),
+        ({"docker": {"buildx version": "exit 1"}}, {}, "docker has no buildx"),
+        (
+            {"docker": DOCKER},
+            {"IMAGE_PREFIX": "mirror.test"},
+            "'mirror.test' must end with a slash",
+        ),
+        (
+            {"docker": DOCKER},
+            {"CI": "true"},
+            "no container registry (switch it on: Settings > General",
+        ),
+    ],
+    ids=["docker", "buildx", "slash", "registry"],
+)
+def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
+    copy = copy(**commands)
+    assert words in reason(copy.run("build", **env))
+    assert copy.calls("buildx build") == []
+
+
+@pytest.mark.parametrize(
+    "message, cert_path, words",
+    [
+        (
+            "Failed to initialize: open ca.pem: no such file",
+            "bin",
+            "must mount a volume at /certs/client",
+        ),
+        ("dial tcp: lookup docker on 10.0.0.1:53: no such host", "", "or DOCKER_HOST misnames it"),
+        (
+            "dial tcp 10.0.0.2:2376: connect: connection refused",
+            "",
+            "the runner must start it privileged",
+        ),
+        ("one line\ntls: bad certificate", "", "tcp://docker:2376: tls: bad certificate"),
+    ],
+    ids=["no certificates", "unknown host", "refused", "else"],
+)
+def test_build_explains_why_no_engine_answers(copy, message, cert_path, words):
+    copy = copy(docker=but({"version": error(message)}))
+    env = {"DOCKER_HOST": "tcp://docker:2376", "DOCKER_CERT_PATH": cert_path}
+    assert words in reason(copy.run("build", **env))
+    assert copy.calls("buildx build") == []
+
+
+def test_build_by_hand_loads_the_target_and_hands_nothing_on(copy):
+    copy = copy(docker=DOCKER)
+    assert copy.run("build", "debug").returncode == 0
+    [build] = copy.calls("buildx build")
+    assert "--target debug " in build and build.endswith(" --load --tag app:debug .")
+    assert copy.calls("login") == [] and copy.read("build.env") is None
+
+
+def test_build_gives_the_index_to_buildx_as_a_secret_only(copy):
+    copy, url = copy(docker=DOCKER), f"https://reader:{PASSWORD}@index.test/simple"
+    answer = copy.run("build", PIP_INDEX_URL=url)
+    assert copy.read("bin/docker.pip.conf") == f"[global]\nindex-url = {url}"
+    assert " --secret id=pip.conf,env=PIP_CONF " in copy.calls("buildx build")[0]
+    assert PASSWORD not in copy.read("bin/docker.log") + answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://reader:{PASSWORD}@index.test:8081/simple", "http://index.test:8081/simple"]
+)
+def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
+    copy = copy(docker=DOCKER, python3={"-c *": ""})
+    assert copy.run("build", PIP_INDEX_URL=url).returncode == 0
+    settings = f"[global]\nindex-url = {url}\ntrusted-host = index.test:8081"
+    assert copy.read("bin/docker.pip.conf") == settings
+    pip = {"-c *": "", "-m pip *": 'echo "trusts $PIP_TRUSTED_HOST"'}
+    stand_in(copy.path / ".venv/bin/python", pip)
+    answer = copy.run("venv", "requirements.txt", PIP_INDEX_URL=url)
+    assert "trusts index.test:8081\n" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "message, words",
+    [
+        (
+            "Get https://registry.test/v2/: tls: x509: certificate signed by unknown authority",
+            "--ca-file --registry",
+        ),
+        ("http: server gave HTTP response to HTTPS client", "it does not speak HTTPS"),
+        (
+            "one line\nunauthorized: incorrect password",
+            "as robot: unauthorized: incorrect password",
+        ),
+    ],
+    ids=["private CA", "http", "password"],
+)
+def test_build_explains_why_it_cannot_log_in(copy, message, words):
+    copy = copy(docker=but({"login *": error(message)}))
+    assert words in reason(copy.run("build", **REGISTRY))
+    assert copy.calls("buildx build") == []
+
+
+def test_a_protected_ref_writes_the_cache(pushes):
+    for build in pushes["protected"].calls("buildx build"):
+        assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
+        assert "--cache-to type=inline " in build
+        assert re.search(r'"name=\S+:c0ffee,\S+:cache"', build)
+
+
+def test_other_refs_only_read_the_cache(pushes):
+    for build in pushes["unprotected"].calls("buildx build"):
+        assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
+        assert "--cache-to" not in build and re.search(r'"name=[^,]+:c0ffee"', build)
+
+
+def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
+    release, test = pushes["refresh"].calls("buildx build")
+    assert "--target release " in release and "--pull --no-cache-filter environment " in release
+    assert "--target test " in test and "--pull" not in test and "--no-cache" not in test
+    assert "--cache-from" not in release + test
+
+
+@pytest.mark.parametrize(
+    "push, logins",
+    [
+        (
+            "protected",
+            ["robot --password-stdin registry.test", "reader --password-stdin gitlab.test:443"],
+        ),
+        ("unprotected", ["robot --password-stdin registry.test"]),
+    ],
+)
+def test_build_logs_in_to_the_dependency_proxy_where_it_is_used(pushes, push, logins):
+    assert pushes[push].calls("login") == [f"login --username {login}" for login in logins]
+    assert pushes[push].read("bin/docker.stdin") == len(logins) * PASSWORD
+    assert PASSWORD not in "".join(pushes[push].calls()) + str(pushes[push].answer)
+
+
+def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
+    builds = pushes["protected"].calls("buildx build")
+    assert all("--build-arg TZ=Asia/Tokyo " in build for build in builds)
+    builds = pushes["unprotected"].calls("buildx build")
+    assert not any("TZ=" in build for build in builds)
+
+
+def test_build_hands_on_both_images_by_digest(pushes):
+    assert pushes["unprotected"].read("build.env") == (
+        "DEPLOY_IMAGE=registry.test/app@sha256:aa\n"
+        "BUILT_TEST_IMAGE=registry.test/app/test@sha256:bb\n"
+    )
+
+
+def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(copy):
+    copy = copy(docker=but({"buildx build --target test *": "exit 3"}))
+    (copy.path / "build.env").write_text("DEPLOY_IMAGE=earlier\n")
+    assert copy.run("build", **REGISTRY).returncode == 3
+    assert len(copy.calls("buildx build")) == 2 and copy.read("build.env") is None
+
+
+def progress(text, then=""):
+    """Return what docker answers when a build prints this, as BuildKit does, and then something."""
+    return but({"buildx build *": f"cat >&2 <<'TEXT'\n{text}\nTEXT\n{then}"})
+
+
+START = """\
+#0 building with "default" instance using docker driver
+
+#1 [internal] load build definition from Dockerfile
+#1 transferring dockerfile: 2.76kB done
+#1 DONE 0.0s
+
+#2 [internal] load metadata for docker.io/library/python:3.14-slim
+#2 DONE 0.1s
+
+#3 importing cache manifest from registry.test/app:cache
+#3 ERROR: failed to configure registry cache importer: registry.test/app:cache: not found
+
+#4 [base 1/3] FROM docker.io/library/python:3.14-slim@sha256:c5c86b8d926d4a1020
+#4 resolve docker.io/library/python:3.14-slim@sha256:c5c86b8d926d4a1020 0.0s done
+#4 DONE 0.0s
+
+#5 [base 2/3] WORKDIR /app
+#5 CACHED
+
+#6 [base 3/3] RUN --mount=type=secret,id=pip.conf     pip install -r requirements.txt
+#6 0.512 Collecting tornado
+#6 ...
+
+#7 [release 1/1] COPY server.py /app/
+#7 DONE 0.1s
+
+#6 [base 3/3] RUN --mount=type=secret,id=pip.conf     pip install -r requirements.txt
+#6 1.024 Installing tornado"""
+END = """\
+#6 DONE 12.3s
+
+#8 exporting to image
+#8 exporting layers 0.1s done
+#8 DONE 0.2s
+------
+ > importing cache manifest from registry.test/app:cache:
+------"""
+FAILURE = """\
+#6 ERROR: process "/bin/sh -c pip install" did not complete successfully: exit code: 1
+------
+ > [base 3/3] RUN pip install -r requirements.txt:
+1.024 Installing tornado
+------
+Dockerfile:17
+--------------------
+  17 | >>> RUN pip install -r requirements.txt
+--------------------
+ERROR: failed to build: failed to solve: exit code: 1"""
+
+
+def test_a_build_prints_a_line_a_step_and_the_time_of_those_that_take_some(copy):
+    answer = copy(docker=progress(f"{START}\n{END}")).run("build")
+    assert answer.returncode == 0 and answer.stderr == ""
+    assert answer.stdout.splitlines()[1:-2] == [
+        "#2 [internal] load metadata for docker.io/library/python:3.14-slim",
+        "#4 [base 1/3] FROM docker.io/library/python:3.14-slim@sha256:c5c86b8d926d4a1020: 0.0s",
+        "#5 [base 2/3] WORKDIR /app: cached",
+        "#6 [base 3/3] RUN pip install -r requirements.txt ...",
+        "#7 [release 1/1] COPY server.py /app/: 0.1s",
+        "#6 [base 3/3] RUN pip install -r requirements.txt: 12.3s",
+        "#8 exporting to image: 0.2s",
+    ]
+
+
+def test_a_step_of_a_build_is_shown_while_it_runs(copy):
+    until_seen = "n=100; until [ -e seen ]; do n=$((n - 1)); [ $n != 0 ] || exit 1; sleep 0.1; done"
+    copy = copy(docker=progress(START, until_seen))
+    if "mawk" in os.path.realpath(copy.tools / "awk"):
+        return  # it holds lines back; the job images have busybox's
+    with copy.start("build") as process:
+        assert any("[base 3/3] RUN" in line for line in process.stdout)
+        (copy.path / "seen").touch()
+        assert process.wait() == 0
+
+
+def test_on_a_terminal_buildkit_shows_its_progress_itself(copy):
+    copy = copy(docker=DOCKER)
+    keyboard, screen = pty.openpty()
+    with copy.start("build", stdout=screen) as process:
+        assert process.wait(20) == 0
+    os.close(screen)
+    os.close(keyboard)
+    [build] = copy.calls("buildx build")
+    assert "--progress" not in build
+
+
+def test_a_build_that_fails_shows_all_that_buildkit_has_printed_and_keeps_its_status(copy):
+    output = "\n".join(f"#6 2.{number} line {number}" for number in range(100, 200))
+    log = f"{START}\n{output}\n{FAILURE}\n"
+    answer = copy(docker=progress(log, "exit 3")).run("build")
+    assert answer.returncode == 3
+    assert answer.stderr == "build: cannot build release (the log above says why)\n"
+    assert answer.stdout.endswith(log + "\n")
+
+
+@pytest.mark.parametrize("message", ["401 Unauthorized", "tls: x509: unknown authority"])
+def test_a_cache_that_cannot_be_read_is_shown(copy, message):
+    log = f"{START}\n{END}".replace("app:cache: not found", f"app:cache: {message}")
+    answer = copy(docker=progress(log)).run("build")
+    assert answer.returncode == 0
+    assert f"cache importer: registry.test/app:cache: {message}\n" in answer.stdout
+
+
+@pytest.mark.parametrize("name", ["build", "deploy"])
+def test_a_login_that_fails_names_server_and_user_only(copy, name):
+    copy = copy(docker=but({"login *": "cat > /dev/null; " + error("one line\ndenied: no")}))
+    answer = copy.run(name, **REGISTRY, DEPLOY_IMAGE="app@sha256:aa")
+    assert reason(answer) == f"{name}: cannot log in to registry.test as robot: denied: no\n"
+    assert PASSWORD not in answer.stdout + "".join(copy.calls())
+    assert copy.calls("buildx build") + copy.calls("service") == []
+
+
+def test_deploy_logs_in_with_the_deploy_token_if_there_is_one(copy):
+    copy = copy(docker=but({"pull *": "exit 1"}))
+    token = {"CI_DEPLOY_USER": "lasting", "CI_DEPLOY_PASSWORD": "t0ken"}
+    copy.run("deploy", **REGISTRY, **token, DEPLOY_IMAGE="app@sha256:aa")
+    assert copy.calls("login") == ["login --username lasting --password-stdin registry.test"]
+    assert copy.read("bin/docker.stdin") == "t0ken"
+
+
+SEVERAL = (
+    "could not choose an IP address to advertise since this system has multiple addresses on "
+    "interface eth0 (10.0.0.1 and 10.0.0.2) - specify one with --advertise-addr"
+)
+LIVE = "--live-restore daemon configuration is incompatible with swarm mode"
+SOCKET = (
+    "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"
+)
+
+
+@pytest.mark.parametrize(
+    "answers, env, words",
+    [
+        ({}, {"DEPLOY_IMAGE": ""}, "DEPLOY_IMAGE: is not set"),
+        ({}, {"DEPLOY_PUBLISH_MODE": "mesh"}, "DEPLOY_PUBLISH_MODE is ingress or host, not 'mesh'"),
+        ({}, {"DEPLOY_STRATEGY": "blue"}, "DEPLOY_STRATEGY is replace or beside, not 'blue'"),
+        ({}, {"DEPLOY_REPLICAS": "two"}, "DEPLOY_REPLICAS is a number, not 'two'"),
+        (
+            {},
+            {"DEPLOY_PORTS": "20201-"},
+            "DEPLOY_PORTS is a range such as 20201-20299, not '20201-'",
+        ),
+        ({}, {"APP_SECRET_KEY": "abc"}, "APP_SECRET_KEY is not a file"),
+        (
+            {"info *": error("refused"), "version": error("no route")},
+            {"DEPLOY_HOST": "tcp://host"},
+            "answers at tcp://host",
+        ),
+        ({"info *": "echo active false"}, {}, "a worker"),
+        (
+            {"info *": "echo inactive false", "swarm init": error(SEVERAL)},
+            {},
+            "set DEPLOY_ADVERTISE_ADDR",
+        ),
+        ({"info *": "echo locked false"}, {}, "the swarm is locked"),
+        (
+            {"info *": "echo error false certificate has expired"},
+            {},
+            "says more): certificate has expired",
+        ),
+        (
+            {"info *": "echo inactive false", "swarm init": error(LIVE)},
+            {},
+            "live-restore excludes Swarm",
+        ),
+        (
+            {"info *": error(SOCKET), "version": error(SOCKET)},
+            {},
+            "this job may not use the Docker socket",
+        ),
+        (
+            {"network ls *": ""},
+            {"DEPLOY_NETWORK": "data"},
+            "no overlay network data (docker network create --driver overlay data)",
+        ),
+        (
+            {"info *LocalNodeState*": "echo pending false", "pull *": error("no such image")},
+            {},
+            "cannot pull app@sha256:aa: no such image",
+        ),
+        ({"pull *": error("manifest unknown")}, {}, "cannot pull app@sha256:aa: manifest unknown"),
+    ],
+    ids=(
+        "image mode strategy number range secret engine worker addresses locked broken "
+        "live-restore socket network pending pull"
+    ).split(),
+)
+def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, env, words):
+    copy = copy(docker=but(answers))
+    assert words in reason(copy.run("deploy", **{"DEPLOY_IMAGE": "app@sha256:aa", **env}))
+    assert copy.calls("service") == [] and copy.read("deploy.env") is None
+
+
+def test_deploy_shows_the_task_that_failed_and_not_one_that_waits_for_room(copy):
+    made = '[ -e "$0.made" ] || exit 1'
+    waiting = "Running|Pending 1 second ago|no suitable node (port in use)|waiting"
+    failed = "Shutdown|Failed 2 seconds ago|non-zero exit (137)|failed"
+    tasks = f"echo 'app@sha256:aa|{waiting}'\necho 'app@sha256:aa|{failed}'"
+    answers = {
+        "image inspect *": "echo c0ffee",
+        "run *": "echo 20200",
+        "service ls *": "",
+        "service rm *": "",
+        "service create *": ': > "$0.made"',
+        "service inspect *UpdateStatus*": "echo paused",
+        "service inspect *ContainerSpec.Image*": f"{made}; echo app@sha256:aa",
+        "service inspect *": made,
+        "service ps *--quiet *": "",
+        "service ps *": tasks,
+        "service logs *": "echo no database",
+    }
+    copy = copy(docker=but(answers))
+    answer = copy.run("deploy", DEPLOY_IMAGE="app@sha256:aa")
+    assert answer.returncode == 1
+    cause = "non-zero exit (137), killed (more memory, DEPLOY_MEMORY?)"
+    told = f"task failed: Failed 2 seconds ago: {cause}; its"
+    assert told in answer.stdout + answer.stderr
+    assert copy.calls("service logs") == ["service logs --raw --tail 20 failed"]
+
+
+@pytest.mark.parametrize(
+    "commands, file, words",
+    [
+        ({}, "nowhere.txt", "there is no file 'nowhere.txt'"),
+        ({}, "requirements.txt", "python3 is not installed (install Python 3.11 or later)"),
+        (
+            {"python3": {"-c *": "exit 1", "--version": "echo Python 3.9"}},
+            "requirements.txt",
+            "3.9 is too old",
+        ),
+        (
+            {"python3": {"-c *": "", "-m venv *": "exit 1"}},
+            "requirements.txt",
+            "apt-get install python3-venv",
+        ),
+    ],
+    ids=["file", "python3", "old", "venv"],
+)
+def test_venv_says_what_is_missing(copy, commands, file, words):
+    assert words in reason(copy(**commands).run("venv", file))
+
+
+def test_venv_installs_a_file_again_only_after_a_change(copy):
+    copy = copy(python3={"-c *": ""})
+    pip = {"-c *": "", "-m pip install * test/requirements.txt": ""}
+    stand_in(copy.path / ".venv/bin/python", pip)
+    runs = [copy.run("venv", "test/requirements.txt") for _ in range(2)]
+    (copy.path / "requirements.txt").write_text("# changed\n")
+    runs.append(copy.run("venv", "test/requirements.txt"))
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert ["Installing" in run.stdout for run in runs] == [True, False, True]
+    assert runs[1].stdout == ""
+
+
+def test_venv_tries_again_after_pip_has_failed(copy):
+    copy = copy(python3={"-c *": ""})
+    stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip *": "exit 1"})
+    assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+    assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+
+
+@pytest.mark.parametrize(
+    "commands, env, words",
+    [
+        ({}, {}, "Docker is not installed"),
+        (
+            {"version": error("permission denied while trying to connect")},
+            {},
+            "this user may not use Docker",
+        ),
+        (
+            {"version": error("Cannot connect")},
+            {},
+            "Docker does not answer (systemctl start docker): Cannot connect",
+        ),
+        ({}, {"IMAGE_PREFIX": "mirror.test"}, "IMAGE_PREFIX 'mirror.test' must end with a slash"),
+    ],
+    ids=["none", "rights", "stopped", "prefix"],
+)
+def test_register_runner_says_what_the_host_lacks(copy, commands, env, words):
+    local = {"context inspect *": "echo unix:///var/run/docker.sock"}
+    copy = copy(docker={**local, **commands}) if commands else copy()
+    assert words in reason(copy.run("register-runner", **env))
+    assert copy.calls("run") == []
+
+
+def test_the_runners_clean_up_removes_only_what_is_old_and_theirs(copy):
+    script = (ROOT / "scripts/register-runner").read_text()
+    code = re.search(r"^janitor='(.*?)'$", script, re.DOTALL | re.MULTILINE)[1]
+    theirs = "--filter label=com.gitlab.gitlab-runner.managed=true"
+    copy = copy(
+        sleep={"86400": "kill $PPID"},
+        docker={
+            f"ps --all {theirs} *": "echo new 47 hours ago; echo old 2 days ago",
+            "rm *": "",
+            f"volume ls --quiet --filter dangling=true {theirs}": "echo late; echo early",
+            "volume inspect * early": "echo 2020-01-01T00:00:00+08:00",
+            "volume inspect * late": "date +%Y-%m-%dT%H:%M:%SZ",
+            "volume rm *": "",
+        },
+    )
+    (copy.path / "janitor").write_text(code)
+    command, env = [*copy.shell, copy.path / "janitor"], {"PATH": f"{copy.bin}:{copy.tools}"}
+    subprocess.run(command, env=env, timeout=20)
+    assert copy.calls("rm") == ["rm --force --volumes old"]
+    assert copy.calls("volume rm") == ["volume rm early"]
+
+
+@pytest.mark.parametrize("missing", PIPELINE_NEEDS)
+def test_pipeline_names_the_command_that_is_missing(copy, missing):
+    copy = copy(**{name: {} for name in PIPELINE_NEEDS if name != missing})
+    assert reason(copy.run("pipeline")).startswith(f"pipeline: {missing} is not installed")
+
+
+@pytest.mark.parametrize("port", ["http", "-1", ""])
+def test_pipeline_refuses_what_is_no_port(copy, port):
+    assert reason(copy().run("pipeline", f"--port={port}")) == f"pipeline: '{port}' is no port\n"
+
+
+def test_pipeline_says_that_no_engine_answers(copy):
+    commands = {name: {} for name in PIPELINE_NEEDS}
+    copy = copy(**{**commands, "docker": {"version": error("is it running?")}})
+    assert reason(copy.run("pipeline")) == "pipeline: no Docker engine answers: is it running?\n"
+    assert copy.calls() == ["version"] and not (copy.path / ".pipeline").exists()

@@ -10,14 +10,17 @@ ARG TZ=Asia/Shanghai
 ENV TZ=$TZ
 WORKDIR /app
 
-# The package index comes as a secret, pip.conf: it may hold a password, and it leaves no trace in the
-# image. pip leaves no bytecode, the imports leave that of what start-up and health check use: the
-# official image has none, and the service may not write its own.
+# The package index comes as a secret, pip.conf: it may hold a password, and leaves no trace in the
+# image. The service cannot write bytecode: pip compiles the packages, and an import compiles what
+# they use of Python, of which the official image has none; pip leaves none of its own.
 COPY requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    if [ ! -f "/usr/share/zoneinfo/$TZ" ]; then echo "there is no time zone '$TZ' (see TZ)" >&2; exit 1; fi; \
-    PYTHONDONTWRITEBYTECODE=1 pip install --no-cache-dir --no-compile --root-user-action=ignore -r requirements.txt \
-    && python -c 'import http.client, resource, tornado.httpserver, tornado.options, tornado.web'
+    set -e; \
+    test -f "/usr/share/zoneinfo/$TZ" || { echo "there is no time zone '$TZ' (see TZ)"; exit 1; }; \
+    export PYTHONDONTWRITEBYTECODE=1; \
+    pip install --no-cache-dir --root-user-action=ignore -r requirements.txt; \
+    unset PYTHONDONTWRITEBYTECODE; \
+    python -c 'import http.client, tornado.httpserver, tornado.options, tornado.web'
 
 
 FROM environment AS test
@@ -26,25 +29,26 @@ COPY test/requirements.txt /app/test/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-cache-dir --root-user-action=ignore -r test/requirements.txt
 # scripts/test takes this Python and makes no virtual environment.
-ENV PYTHON=python
+ENV TEST_PYTHON=python
 
 
 FROM environment AS release
 
-# Linked, the code is a layer of its own, pushed without pulling what it stands on. A RUN, a WORKDIR or
-# a --chmod from here on would pull it all.
+# Linked, the code is a layer of its own, pushed without pulling what it stands on. A RUN, a WORKDIR
+# or a --chmod from here on would pull it all.
 COPY --link server.py /app/
 USER 10001:10001
 EXPOSE 8744
 # Every half second until it is healthy first, every ten seconds from then on.
 HEALTHCHECK --start-period=30s --start-interval=500ms --interval=10s --timeout=3s --retries=3 \
-    CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8744); c.request('GET', '/test'); exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8744); \
+        c.request('GET', '/test'); exit(c.getresponse().status != 200)"]
 CMD ["python", "server.py"]
 
 ARG RELEASE=dev
 ARG CREATED=
 ARG SOURCE=
-ENV RELEASE=$RELEASE
+ENV SERVICE_RELEASE=$RELEASE
 LABEL org.opencontainers.image.revision=$RELEASE \
       org.opencontainers.image.created=$CREATED \
       org.opencontainers.image.source=$SOURCE
@@ -54,11 +58,14 @@ FROM release AS debug
 
 ARG DEBIAN_MIRROR=http://deb.debian.org/debian
 USER root
-RUN find /etc/apt -name '*.list' -o -name '*.sources' | xargs sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|" \
-    && apt-get update \
-    && apt-get install -y --no-install-recommends curl less lrzsz net-tools tmux vim \
-    && rm -rf /var/lib/apt/lists/* \
-    && printf 'set %s\n' number fileencoding=utf-8 tabstop=4 shiftwidth=4 autoindent smartindent cursorline > /etc/vim/vimrc.local
+RUN set -e; \
+    find /etc/apt -name '*.list' -o -name '*.sources' | \
+        xargs sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|"; \
+    apt-get update; \
+    apt-get install -y --no-install-recommends curl less lrzsz net-tools tmux vim; \
+    rm -rf /var/lib/apt/lists/*; \
+    printf 'set %s\n' number fileencoding=utf-8 tabstop=4 shiftwidth=4 autoindent smartindent \
+        cursorline > /etc/vim/vimrc.local
 USER 10001:10001
 
 

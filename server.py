@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections import OrderedDict
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -22,8 +21,9 @@ BODY_SECONDS = 30  # for a whole body
 FINISH_SECONDS = 5  # for what is still in flight when the server no longer listens
 MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes
 MEMORY = 48 * 2**20  # bytes that all connections may occupy, of the 128 MB of a deployment
-# A connection costs its header and 8 kB of objects; half of the open files must do for them all.
-IDLE = max(MAX_HEADER + 2**13, 2 * MEMORY // os.sysconf("SC_OPEN_MAX"))
+# An idle connection costs its header and 8 kB of objects, and an open file. Tornado opens up to 128
+# before the first of them is counted; some 30 remain for the rest.
+IDLE = max(MAX_HEADER + 2**13, MEMORY // max(16, os.sysconf("SC_OPEN_MAX") - 160))
 
 define("port", default=8744, type=int, help="port to listen on; 0 takes a free one")
 define("address", default="", help="address to listen on (default: every address)")
@@ -46,44 +46,53 @@ class TextHandler(Handler):
     post = get
 
 
+class NotFoundHandler(Handler):
+    def prepare(self):
+        raise HTTPError(404)
+
+
 @stream_request_body  # answers before the body has arrived
 class RefusalHandler(Handler):
     def prepare(self):
-        raise HTTPError(413 if self.request.too_large else 404)
+        raise HTTPError(self.request.refused)
 
 
 class Service(Application):
-    """Refuses bodies over the limit, and prints a line of access log for each request."""
+    """Refuses what no handler should see; prints a line of access log for each request."""
 
     def find_handler(self, request, **kwargs):  # called when a request's header is complete
-        length = request.headers.get("Content-Length", "0")
+        length = request.headers.get("Content-Length", "0").lstrip("0")[:18] or "0"
         known = length.isdecimal() and "Transfer-Encoding" not in request.headers
-        body = int(length[:18]) if known else MAX_BODY  # 18 digits: a number, however long
-        hold(request.server_connection, IDLE + 1 + min(body, MAX_BODY))
-        request.too_large = body > MAX_BODY  # left to itself Tornado answers with a bare 400
-        if request.too_large:
+        body = int(length) if known else MAX_BODY
+        if request.server_connection in held:
+            hold(request.server_connection, IDLE + 1 + min(body, MAX_BODY))
+        request.refused = 413 if body > MAX_BODY else 0  # Tornado alone answers with a bare 400
+        if not request.uri.isascii():
+            request.refused = 400  # no log may print its control characters
+        if request.refused:
             return self.get_handler_delegate(request, RefusalHandler)
         return super().find_handler(request, **kwargs)
 
     def log_request(self, handler):
         now, request = time.strftime("%Y-%m-%dT%H:%M:%S%z"), handler.request
-        path = ascii(request.path[:200])[1:-1]  # without control characters
-        line = f"{now} {handler.get_status()} {request.method} {path}"
+        line = f"{now} {handler.get_status()} {request.method} {ascii(request.path[:200])[1:-1]}"
         # print, because the logging module would cost a fifth of the requests per second.
         print(f"{line} {1000 * request.request_time():.1f}ms", flush=True)
 
 
-held = OrderedDict()  # bytes by connection: IDLE, or more while a request is in flight
+held, total = {}, 0  # bytes of each connection, more than IDLE while a request is in flight
 
 
 def hold(connection, size):
-    """Note how many bytes a connection may occupy; close the least recently used to make room."""
-    if connection.stream.closed():
-        return  # to make room, just before its header was read
-    held[connection] = size
-    held.move_to_end(connection)
-    while sum(held.values()) > MEMORY:
-        held.popitem(last=False)[0].stream.close()
+    """Note the bytes that a connection may occupy, and close others to make room for them."""
+    global total
+    total += size - held.pop(connection, 0)
+    if size:
+        held[connection] = size
+    while total > MEMORY and len(held) > 1:
+        quietest = next(iter(held))
+        total -= held.pop(quietest)
+        quietest.stream.close()
 
 
 class Server(HTTPServer):
@@ -95,11 +104,11 @@ class Server(HTTPServer):
 
     def on_close(self, connection):
         super().on_close(connection)
-        held.pop(connection, None)
+        hold(connection, 0)
 
 
 def make_app(debug=False):
-    return Service([("/test", TextHandler)], default_handler_class=RefusalHandler, debug=debug)
+    return Service([("/test", TextHandler)], default_handler_class=NotFoundHandler, debug=debug)
 
 
 async def serve(sockets):
@@ -134,12 +143,18 @@ def main():
         options.parse_command_line()
         if not 0 <= options.port <= 65535:
             raise ValueError(f"there is no port {options.port}")
-        sockets = bind_sockets(options.port, options.address, backlog=1024)
     except (Error, ValueError) as error:
-        sys.exit(f"server.py: {error} (see --help)")
+        fail(f"{error} (see --help)")
+    try:
+        sockets = bind_sockets(options.port, options.address, backlog=1024)
     except OSError as error:
-        sys.exit(f"server.py: cannot listen on port {options.port}: {error.strerror}")
+        fail(f"cannot listen on port {options.port}: {error.strerror}")
     asyncio.run(serve(sockets))
+
+
+def fail(reason):
+    print(f"server.py: {reason}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ class Service:
         """Return what it has written to standard output."""
         return self.read(self.out)
 
+    def errors(self):
+        """Return what it has written to standard error."""
+        return self.read(self.err)
+
     def end(self, timeout=15):
         """Wait for the end; return exit status, standard output, and standard error."""
         status = self.process.wait(timeout)

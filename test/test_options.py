@@ -39,13 +39,14 @@ def test_help_explains_every_option(start):
     "option", ["--port=http", "--port=-1", "--port=65536", "--prot=80", "--drain-seconds=x"]
 )
 def test_a_wrong_option_ends_in_one_line(start, option):
-    reason, _ = start(option)
-    assert re.fullmatch(r"server\.py: .* \(see --help\)", reason)
+    status, reason = start(option)
+    assert status == 1
+    assert re.search(r"^server\.py: .* \(see --help\)\n\Z", reason, re.MULTILINE)
 
 
 def test_a_wrong_drain_time_in_the_environment_ends_in_one_line(start, monkeypatch):
     monkeypatch.setenv("DRAIN_SECONDS", "x")
-    assert start()[0] == "server.py: could not convert string to float: 'x' (see --help)"
+    assert start() == (1, "server.py: could not convert string to float: 'x' (see --help)\n")
 
 
 def test_a_port_that_is_taken_ends_in_one_line():

@@ -31,8 +31,8 @@ def test_what_is_not_there_is_refused(app_url):
 def test_connections_are_kept_alive(app_url):
     with requests.Session() as session:
         ports = set()
-        for _ in range(3):
-            response = session.get(app_url + PATH, stream=True)
+        for path in (PATH, "/nowhere", PATH):
+            response = session.get(app_url + path, stream=True)
             ports.add(response.raw.connection.sock.getsockname())
             assert response.text  # read to the end, which gives the connection back
     assert len(ports) == 1

@@ -27,30 +27,33 @@ def draining(service):
 
 
 def test_sigterm_loses_no_request_under_load(start_service):
-    service = start_service("--drain-seconds=0.7")
+    service = start_service("--drain-seconds=60")
     # As behind a load balancer, which stops sending before the drain time is over.
     with Load(service.url + PATH) as load:
         await_true(lambda: load.total() > 50)
         service.signal()
         await_true(lambda: draining(service))
         drained_from = load.total()
-        await_true(lambda: load.total() > drained_from + 20)
-    status, _, err = service.end()
+        await_true(lambda: load.total() > drained_from + 50)
     assert not load.failed, load.losses()
-    assert (status, err) == (0, "")
+    assert service.errors() == ""
 
 
 def test_while_it_drains_it_accepts_and_answers_with_connection_close(start_service):
-    service = start_service("--drain-seconds=0.4")
+    service = start_service("--drain-seconds=60")
     kept_alive = requests.Session()
     assert "Connection" not in kept_alive.get(service.url + PATH).headers
     service.signal()
-    began = time.monotonic()
     await_true(lambda: draining(service))
     assert kept_alive.get(service.url + PATH).headers["Connection"] == "close"
-    await_true(lambda: refuses_connections(service))
-    assert 0.35 < time.monotonic() - began < 5
+
+
+def test_it_ends_when_the_drain_is_over(start_service):
+    service = start_service("--drain-seconds=0.2")
+    service.signal()
+    began = time.monotonic()
     assert service.end()[0] == 0
+    assert 0.15 < time.monotonic() - began < 5
 
 
 def test_what_is_in_flight_after_the_drain_is_finished(start_service):

@@ -25,6 +25,10 @@ ATTACKS = {  # how many connections, and what each sends
         130,
         POST + b"Content-Length: %d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1),
     ),
+    "lengths with zeros": (
+        130,
+        POST + b"Content-Length: %025d\r\n\r\n" % LARGEST + b"x" * (LARGEST - 1),
+    ),
     "unfinished chunks": (
         130,
         POST + b"Transfer-Encoding: chunked\r\n\r\nff000\r\n" + b"x" * 0xFF000,

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import time
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -62,15 +63,29 @@ def test_the_server_is_process_1_of_a_numbered_user(pipeline, container):
 
 def test_docker_stop_ends_it_in_time_after_five_seconds_of_drain(pipeline, container):
     # The drain is the server's default.
+    began = time.monotonic()
     pipeline.docker("stop", "--time=15", container)
+    assert 4.5 < time.monotonic() - began < 12
     state = json.loads(pipeline.docker("inspect", "--format={{json .State}}", container))
     assert state["ExitCode"] == 0
     assert "release" in pipeline.docker("logs", container)
 
 
-def test_it_turns_unhealthy_when_the_service_no_longer_answers(pipeline, config):
-    command = config["Healthcheck"]["Test"]
-    assert command[0] == "CMD"  # exec form: no shell between
+def test_it_turns_unhealthy_when_the_service_no_longer_answers(pipeline, image):
+    # The image's own check, but every second.
+    often = ("--health-interval=1s", "--health-timeout=1s", "--health-retries=1")
+    name = pipeline.docker("run", "--detach", *LOCKED, *often, image).strip()
+    state = ("inspect", "--format={{.State.Health.Status}}", name)
+    try:
+        await_true(lambda: pipeline.docker(*state) == "healthy\n", seconds=30)
+        pipeline.docker("kill", "--signal=STOP", name)
+        await_true(lambda: pipeline.docker(*state) == "unhealthy\n", seconds=60)
+    finally:
+        pipeline.docker("rm", "--force", name)
+
+
+def test_its_health_check_is_frequent_while_it_starts_and_needs_no_shell(config):
+    assert config["Healthcheck"]["Test"][0] == "CMD"
     assert config["Healthcheck"]["StartInterval"] == 500_000_000
 
 

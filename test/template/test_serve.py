@@ -1,6 +1,8 @@
 """scripts/serve as a developer uses it."""
 
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 
@@ -9,30 +11,63 @@ import pytest
 from support import ROOT, await_true
 
 
+class Debugged:
+    """A copy of the service that scripts/serve --debug runs."""
+
+    def __init__(self, path, port=0):
+        copy, log = path / "copy", path / "log"
+        self.source, self.log = copy / "server.py", log.read_text
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "reports", "test"))
+        (copy / "scripts/venv").write_text("#!/bin/sh\n")  # there is one:
+        (copy / ".venv/bin").mkdir(parents=True)
+        (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (copy / ".venv/bin/python").chmod(0o755)
+        command = ["sh", "scripts/serve", "--debug", "--address=127.0.0.1", f"--port={port}"]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, cwd=copy, stdout=out, stderr=out)
+
+    def change_until(self, text, sign):
+        """Write the source again and again, since Tornado counts changes from its first look on."""
+
+        def written():
+            self.source.write_text(text)
+            return sign in self.log()
+
+        await_true(written, seconds=30)
+
+
 @pytest.fixture
-def debugged(tmp_path):
-    """A copy of the service that scripts/serve --debug runs, and the file of its log."""
-    copy, log = tmp_path / "copy", tmp_path / "log"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "reports", "test"))
-    (copy / "scripts/venv").write_text("#!/bin/sh\n")  # there is one:
-    (copy / ".venv/bin").mkdir(parents=True)
-    (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (copy / ".venv/bin/python").chmod(0o755)
-    command = ["sh", "scripts/serve", "--debug", "--address=127.0.0.1", "--port=0"]
-    with log.open("w") as out, subprocess.Popen(command, cwd=copy, stdout=out, stderr=out) as run:
-        yield copy / "server.py", log
-        run.kill()
+def debug(tmp_path):
+    """Starts the service so; ends it after the test."""
+    started = []
+
+    def start(*port):
+        started.append(Debugged(tmp_path, *port))
+        return started[0]
+
+    yield start
+    started[0].process.kill()
+    started[0].process.wait()
 
 
-def test_debug_restarts_it_after_each_change_and_survives_a_syntax_error(debugged):
-    source, log = debugged
-    text = source.read_text()
+def test_debug_restarts_it_after_each_change_and_survives_a_syntax_error(debug):
+    service = debug()
+    text = service.source.read_text()
+    await_true(lambda: "listening" in service.log())
+    service.change_until("def (", "SyntaxError")
+    service.change_until(text.replace("listening", "again"), "again on port")
 
-    def written(text, sign):
-        # Again and again: a change counts from Tornado's first look at the file on.
-        source.write_text(text)
-        return sign in log.read_text()
 
-    await_true(lambda: "listening" in log.read_text())
-    await_true(lambda: written("def (", "SyntaxError"), seconds=30)
-    await_true(lambda: written(text.replace("listening", "again"), "again on port"), seconds=30)
+def test_debug_ends_on_ctrl_c(debug):
+    service = debug()
+    await_true(lambda: "listening" in service.log())
+    service.process.send_signal(signal.SIGINT)
+    assert service.process.wait(10) == 0
+    assert "Traceback" not in service.log()
+
+
+def test_debug_says_that_a_port_is_taken(debug):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = debug(port)
+        await_true(lambda: f"cannot listen on port {port}: Address already in use" in service.log())

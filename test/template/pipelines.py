@@ -148,17 +148,18 @@ class Pipeline(Checkout):
         headers = self.host("sh", "-c", f"curl -si -m 5 http://127.0.0.1:{port}/test", check=False)
         return (re.findall(r"^X-Release: (\S+)", headers, re.MULTILINE) or [None])[0]
 
+    def put(self, directory, pack):
+        """Put into a directory of the host what a command packs in the checkout."""
+        self.host("sh", "-c", f"rm -rf {directory} && mkdir {directory}")
+        self.run("sh", "-c", f"{pack} | docker exec -i {self.container()} tar x -C {directory}")
+
     def put_history(self, directory):
         """Put the commits of the checkout into the host, as a repository to fetch from."""
-        self.host("sh", "-c", f"rm -rf {directory} && mkdir {directory}")
-        unpack = f"docker exec -i {self.container()} tar x -C {directory}"
-        self.run("sh", "-c", f"tar c -C .git . | {unpack}")
+        self.put(directory, "tar c -C .git .")
 
     def put_source(self, directory):
         """Put the files of the commit that is checked out into the host."""
-        self.host("sh", "-c", f"rm -rf {directory} && mkdir {directory}")
-        unpack = f"docker exec -i {self.container()} tar x -C {directory}"
-        self.run("sh", "-c", f"git archive HEAD | {unpack}")
+        self.put(directory, "git archive HEAD")
 
     def build_job(
         self,

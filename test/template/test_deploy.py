@@ -111,7 +111,7 @@ def deployed(trial):
         pytest.param(
             "unhealthy",
             {"DEPLOY_TIMEOUT": "15"},
-            ["not healthy", "release unhealthy listens"],
+            ["not healthy", "(release unhealthy)"],
             id="never gets healthy",
         ),
         pytest.param("wrong", {}, ["release other answers", "not wrong"], id="answers as another"),

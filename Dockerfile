@@ -11,8 +11,8 @@ ENV TZ=$TZ
 WORKDIR /app
 
 # The package index comes as a secret, pip.conf: it may hold a password, and leaves no trace in the
-# image. The service cannot write bytecode: pip compiles the packages, and an import compiles what
-# they use of Python, of which the official image has none; pip leaves none of its own.
+# image. The service cannot write bytecode, so that is made here: pip compiles the packages, and
+# importing them compiles the parts of the standard library that they use.
 COPY requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \

@@ -95,8 +95,9 @@ class Copy:
         self.shell, self.tools = shell
         (path / "scripts").mkdir()
         (path / "test").mkdir()
-        for file in [*ROOT.glob("*.py"), *ROOT.glob("**/requirements.txt")]:
-            shutil.copy(file, path / file.relative_to(ROOT))
+        modules = [file.name for file in ROOT.glob("*.py")]
+        for name in (*modules, "requirements.txt", "test/requirements.txt"):
+            shutil.copy(ROOT / name, path / name)
         for name, answers in commands.items():
             stand_in(self.bin / name, answers)
 

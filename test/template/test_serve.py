@@ -1,5 +1,6 @@
 """scripts/serve as a developer uses it."""
 
+import os
 import shutil
 import signal
 import socket
@@ -23,14 +24,18 @@ class Debugged:
         (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (copy / ".venv/bin/python").chmod(0o755)
         command = ["sh", "scripts/serve", "--debug", "--address=127.0.0.1", f"--port={port}"]
+        # The coverage of a copy is not the service's.
+        env = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
         with log.open("w") as out:
-            self.process = subprocess.Popen(command, cwd=copy, stdout=out, stderr=out)
+            self.process = subprocess.Popen(command, cwd=copy, env=env, stdout=out, stderr=out)
 
     def change_until(self, text, sign):
         """Write the source again and again, since Tornado counts changes from its first look on."""
 
         def written():
-            self.source.write_text(text)
+            changed = self.source.with_suffix(".new")
+            changed.write_text(text)
+            changed.replace(self.source)  # at once: half a file may be a program that ends well
             return sign in self.log()
 
         await_true(written, seconds=30)

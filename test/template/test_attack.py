@@ -13,9 +13,9 @@ from support import ROOT, await_true
 
 pytestmark = pytest.mark.docker
 
-DEPLOY = (ROOT / "scripts/deploy").read_text()
-MEMORY = re.search(r'"\$\{DEPLOY_MEMORY:=(\w+)\}"', DEPLOY)[1]
-FILES = re.search(r'"--ulimit\$add" nofile=(\d+)', DEPLOY)[1]
+STACK = (ROOT / "scripts/stack.yml").read_text()
+MEMORY = re.search(r"memory: (\w+)", STACK)[1]
+FILES = re.search(r"nofile: (\d+)", STACK)[1]
 
 
 TARGETS = [*((attack, FILES) for attack in ATTACKS), ("idle connections", "1024")]

@@ -6,28 +6,43 @@ a gap at each update. test_mesh.py measures what users notice of a deployment.
 
 import json
 import re
+import subprocess
 
 import pytest
 
 from pipelines import Deployment
-from support import await_true
+from support import ROOT, await_true
 
 pytestmark = pytest.mark.docker
 
-REGISTRY = "registry.test"
+REPOSITORY = "registry.test/group/trial"
 PORT = "20300"
+STACK = (ROOT / "scripts/stack.yml").read_text()
+# Values that a script may take apart or a template language expand.
+VALUES = {
+    "APP_TWO_LINES": "first: 1\npassword: old",
+    "APP_DOLLAR": "good day, $HOME ${HOME} $$ $(id) `id`",
+    "APP_LIKE_YAML": "a: b # c\n  - d\n\n",
+    "APP_LIKE_LABELS": "        deployment: '@'\n    env_file:\n      - x\n  migration:\n",
+    "APP_EMPTY": "",
+    "APP_NULL": "null",
+    "APP_NUMBER": "007",
+    "APP_QUOTES": "'\"\\'\" \\n \\",
+    "APP_SPACES": "  \t both ends\r\n ",
+    "APP_CHINESE": "测试 ü 🙂",
+    "APP_CONTROL": "\x1b[31m\x7f\x01",
+}
 
 
 class Trial:
-    """Runs scripts/deploy in the pipeline's host, for a service of its own."""
+    """Runs scripts/deploy in the pipeline's host, for a stack of its own."""
 
     env = {
-        "DEPLOY_SERVICE": "trial",
+        "DEPLOY_STACK": "trial",
         "DEPLOY_PORT": PORT,
         "DEPLOY_PORTS": "20310-20319",
         "DEPLOY_ADDRESS": "127.0.0.1",
         "DEPLOY_PUBLISH_MODE": "host",
-        "DEPLOY_DRAIN_SECONDS": "1",
         "DEPLOY_TIMEOUT": "60",
     }
 
@@ -44,48 +59,76 @@ class Trial:
         """Deploy a release by its name, or an image."""
         return self.run(DEPLOY_IMAGE=self.releases.get(release, release), **env)
 
+    def start(self, release, **env):
+        """Start a deployment; return the process."""
+        command = self.command(DEPLOY_IMAGE=self.releases[release], **env)
+        return subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
     def run(self, *arguments, **env):
         return Deployment(self.command(*arguments, **env), timeout=200)
 
-    def inspect(self, format, service="trial"):
+    def declare(self, text=STACK):
+        """Write scripts/stack.yml."""
+        self.pipeline.host("sh", "-c", "cat > /tmp/trial/scripts/stack.yml", input=text)
+
+    def inspect(self, format="{{json .Spec}}", service="trial_server"):
         return self.pipeline.docker(
             "service", "inspect", f"--format={format}", service, check=False
         ).strip()
 
+    def spec(self):
+        """Return what Swarm has of the service, but for the name of the deployment."""
+        spec = json.loads(self.inspect())
+        del spec["Labels"]["deployment"]
+        return spec
+
     def tasks(self):
-        return self.pipeline.docker("service", "ps", "--quiet", "trial").split()
+        return self.pipeline.docker("service", "ps", "--quiet", "trial_server").split()
 
     def services(self):
         names = self.pipeline.docker("service", "ls", "--format={{.Name}}").split()
         return sorted(name for name in names if name.startswith("trial"))
 
+    def records(self):
+        """Return the releases that were verified, the oldest first."""
+        names = self.pipeline.docker("config", "ls", "--format={{.Name}}").split()
+        names = [name for name in names if name.startswith("trial")]
+        names.sort(key=lambda name: int(name.rpartition(".")[2]))
+        show = ("config", "inspect", '--format={{printf "%s" .Spec.Data}}')
+        texts = [self.pipeline.docker(*show, name) for name in names]
+        return [re.search("^# release (.*)$", text, re.MULTILINE)[1] for text in texts]
+
+    def secrets(self):
+        return self.pipeline.docker("secret", "ls", "--format={{.Name}}").split()
+
     def answering(self, port=PORT):
         """Return the release that answers on a port of the host, or None."""
         return self.pipeline.answering(port)
 
-    def in_service(self, *command, service="trial", check=True):
+    def in_service(self, *command, service="trial_server"):
         """Run a command in a replica; return what it prints."""
         [container] = self.pipeline.docker("ps", "--quiet", f"--filter=name={service}\\.").split()
-        return self.pipeline.docker("exec", container, *command, check=check)
+        return self.pipeline.docker("exec", container, *command)
 
     def images(self, repository):
-        return self.pipeline.docker(
-            "image", "ls", "--digests", "--format={{.Repository}}@{{.Digest}}", repository
-        ).split()
+        format = "--format={{.Repository}}@{{.Digest}}"
+        return self.pipeline.docker("image", "ls", "--digests", format, repository).split()
 
     def remove(self):
-        for service in self.services():
-            self.pipeline.docker("service", "rm", service)
+        """Remove all that the tests have made."""
+        for name in self.services():
+            self.pipeline.docker("service", "rm", name, check=False)
+        for kind in ("config", "secret"):
+            for name in self.pipeline.docker(kind, "ls", "--format={{.Name}}").split():
+                if name.startswith("trial"):
+                    self.pipeline.docker(kind, "rm", name)
 
         def gone():
             return not self.pipeline.docker("ps", "--quiet", "--filter=name=trial")
 
         await_true(gone, seconds=30)
-
-
-@pytest.fixture(scope="module")
-def releases(pipeline):
-    return pipeline.make_releases(REGISTRY)
 
 
 @pytest.fixture
@@ -104,6 +147,9 @@ def deployed(trial):
     return trial
 
 
+# --- A release that fails
+
+
 @pytest.mark.parametrize(
     "release, env, words",
     [
@@ -117,7 +163,7 @@ def deployed(trial):
         pytest.param("wrong", {}, ["release other answers", "not wrong"], id="answers as another"),
         pytest.param("2", {"RELEASE": "7"}, ["says that it is release 2, not 7"], id="is another"),
         pytest.param(
-            f"{REGISTRY}/group/trial@sha256:{'0' * 64}",
+            f"{REPOSITORY}@sha256:{'0' * 64}",
             {},
             ["cannot pull", "not found"],
             id="does not exist",
@@ -131,24 +177,75 @@ def deployed(trial):
     ],
 )
 def test_a_first_deployment_leaves_nothing_behind_when_the_release(trial, release, env, words):
-    failed = trial.deploy(release, **env)
+    trial.pipeline.host("sh", "-c", "printf pa55word > /tmp/password")
+    failed = trial.deploy(release, APP_SECRET_PASSWORD="/tmp/password", **env)
     assert all(word in failed.output for word in words), failed.output
     assert failed.reason() and failed.seconds < 90
-    assert trial.services() == []
+    assert (trial.services(), trial.records(), trial.secrets()) == ([], [], [])
+    await_true(lambda: "trial_" not in trial.pipeline.docker("network", "ls"), seconds=20)
 
 
 def test_the_old_release_answers_again_after_one_that_fails(deployed):
-    failed = deployed.deploy("crash")
+    before = deployed.spec()
+    failed = deployed.deploy("crash", APP_GREETING="hello")
     assert "no database" in failed.output
     assert "(release 1 answers at http://127.0.0.1:20300)" in failed.reason()
     assert deployed.answering() == "1"
+    assert deployed.spec() == before
+
+
+def test_a_release_that_needs_more_memory_is_recognised(deployed):
+    deployed.declare(STACK.replace("memory: 128M", "memory: 8M"))
+    failed = deployed.deploy("1")
+    assert "non-zero exit (137)" in failed.output and "more memory?" in failed.output, failed.output
+    assert deployed.answering() == "1"
+
+
+def test_a_service_that_is_healthy_while_its_port_is_silent_is_explained(trial):
+    if trial.pipeline.host("sh", "-c", "test -e /proc/net/ip_vs && echo yes", check=False):
+        pytest.skip("this kernel has IPVS: the port is not silent")
+    failed = trial.deploy("1", DEPLOY_PUBLISH_MODE="ingress")
+    assert "DEPLOY_PUBLISH_MODE=host" in failed.reason()
+    assert trial.services() == []
+
+
+@pytest.mark.parametrize("effect", ["none", "done"])
+def test_calls_that_fail_once_fail_no_deployment(deployed, effect):
+    # As when a swarm elects a leader: each call fails the first time, before or after its effect.
+    run = '"$docker" "$@" > /dev/null 2>&1' if effect == "done" else ":"
+    fake = f"""#!/bin/sh
+docker={deployed.pipeline.host("which", "docker").strip()}
+[ "$1 $2" != "stack config" ] || exec "$docker" "$@" # which asks no engine
+mkdir /tmp/trial/seen/$(echo "$*" | cksum | tr -d " ") 2> /dev/null || exec "$docker" "$@"
+{run}
+echo "Error response from daemon: rpc error: The swarm does not have a leader." >&2
+exit 1
+"""
+    code = "cd /tmp/trial && mkdir bin seen && cat > bin/docker && chmod +x bin/docker"
+    deployed.pipeline.host("sh", "-c", code, input=fake)
+    path = "/tmp/trial/bin:" + deployed.pipeline.host("sh", "-c", "echo $PATH").strip()
+    update = deployed.deploy("2", PATH=path)
+    assert update.status == 0, update.output
+    assert (deployed.answering(), deployed.records()) == ("2", ["1", "2"])
+    back = deployed.run("--rollback", PATH=path)
+    assert back.status == 0, back.output
+    assert (deployed.answering(), deployed.records()) == ("1", ["1"])
+
+
+def test_an_engine_that_stays_away_is_named(deployed):
+    host = "tcp://127.0.0.1:9"
+    reason = deployed.deploy("2", DEPLOY_HOST=host).reason()
+    assert f"the engine at {host}: Cannot connect" in reason, reason
+
+
+# --- What a deployment says and hands on
 
 
 def test_the_summary_says_what_runs_where(trial):
     run = trial.deploy("1")
     assert re.search(
         r"^Release 1 answers at http://127\.0\.0\.1:20300/test\n"
-        r"    trial: 1 x registry\.test/group/trial@sha256:\w{64}, 10 requests checked, \d+ s\n\Z",
+        r"    trial_server 1/1, 10 requests checked, \d+ s\n\Z",
         run.output,
         re.MULTILINE,
     ), run.output
@@ -156,150 +253,293 @@ def test_the_summary_says_what_runs_where(trial):
     assert handed_on == "DEPLOY_URL=http://127.0.0.1:20300\n"
 
 
-def test_the_settings_reach_the_service(trial):
-    run = trial.deploy(
-        "1",
-        DEPLOY_CPUS="0.5",
-        DEPLOY_MEMORY="64M",
-        DEPLOY_LOG_SIZE="1m",
-        DEPLOY_HEALTH_TIMEOUT="7s",
-    )
-    assert run.status == 0, run.output
-    spec = json.loads(trial.inspect("{{json .Spec}}"))
+# --- What is declared is what runs
+
+
+def test_what_is_declared_reaches_the_service(deployed):
+    spec = deployed.spec()
     task, container = spec["TaskTemplate"], spec["TaskTemplate"]["ContainerSpec"]
+    assert container["Image"] == deployed.releases["1"]
     assert container["ReadOnly"] and container["CapabilityDrop"] == ["ALL"]
-    assert container["StopGracePeriod"] == 11_000_000_000 and "DRAIN_SECONDS=1" in container["Env"]
-    assert container["Healthcheck"]["Timeout"] == 7_000_000_000
+    assert container["StopGracePeriod"] == 15_000_000_000
+    assert container["Env"] == ["DRAIN_SECONDS=0"]  # nothing else would answer in mode host
     assert container["Ulimits"] == [{"Name": "nofile", "Hard": 10240, "Soft": 10240}]
-    assert task["Resources"]["Limits"] == {"NanoCPUs": 500_000_000, "MemoryBytes": 64 * 1024 * 1024}
-    assert task["LogDriver"] == {
-        "Name": "json-file",
-        "Options": {"max-file": "3", "max-size": "1m"},
-    }
+    limits = {"NanoCPUs": 1_000_000_000, "MemoryBytes": 128 * 1024 * 1024}
+    assert task["Resources"]["Limits"] == limits
+    options = {"max-file": "3", "max-size": "10m"}
+    assert task["LogDriver"] == {"Name": "json-file", "Options": options}
     assert spec["UpdateConfig"]["FailureAction"] == "rollback"
-    more = trial.deploy(
-        "1",
-        DEPLOY_READ_ONLY="false",
-        DEPLOY_CAP_DROP="NET_RAW",
-        DEPLOY_PORT="20301",
-        DEPLOY_DRAIN_SECONDS="",
+    assert spec["UpdateConfig"]["Order"] == "stop-first"  # the old one has the port
+
+
+def test_all_that_was_set_is_gone_when_it_is_taken_out_again(deployed):
+    deployed.pipeline.host("sh", "-c", "printf pa55word > /tmp/password")
+    before = deployed.spec()
+    other = STACK.replace("cap_drop: [ALL]", "cap_drop: [NET_RAW, SYS_CHROOT]")
+    other = other.replace("read_only: true", "read_only: false")
+    other = other.replace("memory: 128M", "memory: 64M").replace('cpus: "1"', 'cpus: "0.5"')
+    other = other.replace("nofile: 10240", "nofile: 2048").replace("max-size: 10m", "max-size: 1m")
+    other = other.replace(
+        "    stop_grace_period",
+        "    healthcheck: {timeout: 7s}\n    networks: [default, more]\n    stop_grace_period",
     )
-    assert more.status == 0, more.output
-    container = json.loads(trial.inspect("{{json .Spec.TaskTemplate.ContainerSpec}}"))
+    other += "networks: {more: {}}\n"
+    deployed.declare(other)
+    env = {"APP_GREETING": "hello", "APP_SECRET_PASSWORD": "/tmp/password"}
+    changed = deployed.deploy("1", DEPLOY_PORT="20301", **env)
+    assert changed.status == 0, changed.output
+    assert (deployed.answering("20301"), deployed.answering()) == ("1", None)
+    spec = deployed.spec()
+    task, container = spec["TaskTemplate"], spec["TaskTemplate"]["ContainerSpec"]
+    assert container["CapabilityDrop"] == ["CAP_NET_RAW", "CAP_SYS_CHROOT"]
     assert not container.get("ReadOnly")
-    assert "DRAIN_SECONDS=0" in container["Env"]  # the default in this mode
-    assert (trial.answering("20301"), trial.answering()) == ("1", None)
+    assert container["Healthcheck"] == {"Timeout": 7_000_000_000}
+    assert container["Ulimits"] == [{"Name": "nofile", "Hard": 2048, "Soft": 2048}]
+    limits = {"NanoCPUs": 500_000_000, "MemoryBytes": 64 * 1024 * 1024}
+    assert task["Resources"]["Limits"] == limits
+    assert len(task["Networks"]) == 2 and len(container["Secrets"]) == 1
+    deployed.declare()
+    assert deployed.deploy("1").status == 0
+    assert deployed.spec() == before
 
 
-def test_configuration_and_secrets_reach_the_service_and_nothing_else(deployed):
+def test_each_value_of_a_variable_arrives_as_it_is_and_so_does_its_change(deployed):
+    # Lines of a variable of GitLab's, which only look like variables.
+    message = "Raise it\n\nAPP_LIMIT=30 is new\nAPP_SECRET_KEY=x\n"
+    env = {**VALUES, "APP_URL": "https://app.example.com"}
+
+    def arrived():
+        code = "import json, os; print(json.dumps(dict(os.environ)))"
+        values = json.loads(deployed.in_service("python", "-c", code))
+        return {name: value for name, value in values.items() if name.startswith("APP_")}
+
+    run = deployed.deploy("1", **env, CI_COMMIT_MESSAGE=message)
+    assert run.status == 0, run.output
+    assert arrived() == env
+    assert deployed.secrets() == []
+
+    tasks = deployed.tasks()
+    assert deployed.deploy("1", **env, CI_COMMIT_MESSAGE=message).status == 0
+    assert deployed.tasks() == tasks  # nothing has changed
+
+    changed = {name: value.replace("old", "new") + "!" for name, value in env.items()}
+    assert deployed.deploy("1", **changed).status == 0
+    assert arrived() == changed
+    back = deployed.run("--rollback")
+    assert back.status == 0, back.output
+    assert arrived() == env
+    assert deployed.deploy("1").status == 0
+    assert arrived() == {}
+
+
+def test_secrets_reach_the_service_and_nothing_else(deployed):
     deployed.pipeline.host("sh", "-c", "printf pa55word > /tmp/password; printf other > /tmp/other")
-    env = {"APP_GREETING": "good day, $HOME", "APP_SECRET_DATABASE_PASSWORD": "/tmp/password"}
+    env = {"APP_SECRET_DATABASE_PASSWORD": "/tmp/password"}
     run = deployed.deploy("1", **env)
     assert run.status == 0 and "pa55word" not in run.output, run.output
-    assert deployed.in_service("printenv", "APP_GREETING") == "good day, $HOME\n"
     assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "pa55word"
     assert "pa55word" not in deployed.inspect("{{json .}}")
+    assert "pa55word" not in deployed.pipeline.docker("config", "inspect", "trial.2")
 
-    before = deployed.tasks()
+    tasks = deployed.tasks()
     assert deployed.deploy("1", **env).status == 0
-    assert deployed.tasks() == before  # nothing has changed
+    assert deployed.tasks() == tasks  # nothing has changed
 
-    assert deployed.deploy("1", **{**env, "APP_SECRET_DATABASE_PASSWORD": "/tmp/other"}).status == 0
+    env = {"APP_SECRET_DATABASE_PASSWORD": "/tmp/other"}
+    assert deployed.deploy("1", **env).status == 0
     assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "other"
-    for _ in range(2):  # the second makes the secret's last user go
-        assert deployed.deploy("1").status == 0
-    assert "APP_GREETING" not in deployed.in_service("env")
-    assert deployed.pipeline.docker("secret", "ls", "--quiet", "--filter=label=service=trial") == ""
+    back = deployed.run("--rollback")
+    assert back.status == 0, back.output
+    assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "pa55word"
+    for release in ("2", "3", "4"):  # the last makes that the secret belongs to no kept release
+        assert deployed.deploy(release).status == 0
+    assert deployed.secrets() == []
 
 
-def test_on_a_network_the_service_reaches_another_by_its_name(trial):
-    trial.pipeline.docker("network", "create", "--driver=overlay", "trial-data")
-    placed = ("--name=trial-database", "--network=trial-data", "--endpoint-mode=dnsrr")
-    create = ("service", "create", "--detach", "--with-registry-auth", *placed)
-    trial.pipeline.docker(*create, trial.releases["2"])
-    code = (
-        "import urllib.request as r\n"
-        "print(r.urlopen('http://trial-database:8744/test').headers['X-Release'])"
-    )
-    for _ in range(2):
-        run = trial.deploy("1", DEPLOY_NETWORK="trial-data")
-        assert run.status == 0, run.output
-    assert len(trial.tasks()) == 1  # the second changed nothing
-    assert "2\n" == await_true(lambda: trial.in_service("python", "-c", code, check=False))
-
-    assert trial.deploy("1").status == 0
-    assert trial.inspect("{{.Spec.TaskTemplate.Networks}}") == "[]"
-    trial.remove()
-
-    def unused():
-        return "in use" not in trial.pipeline.docker("network", "rm", "trial-data", check=False)
-
-    await_true(unused)
+def test_what_the_file_says_wrong_is_named_before_anything_changes(deployed):
+    for old, new, word in [
+        ("replicas: ${DEPLOY_REPLICAS}", "replicas: two", "replicas"),
+        ("memory: 128M", "memory: 128Mi", "memory"),
+        ("read_only: true", "read_only: perhaps", "read_only"),
+        ("stop_grace_period: 15s", "stop_grace_period: 15", "stop_grace_period"),
+        ("cap_drop: [ALL]", "cap_drops: [ALL]", "cap_drops"),
+        ("cap_drop: [ALL]", "secrets: [PASSWORD]", "PASSWORD"),
+    ]:
+        before = deployed.spec(), deployed.tasks()
+        deployed.declare(STACK.replace(old, new))
+        reason = deployed.deploy("2").reason()
+        assert word in reason and "--help" not in reason, reason
+        assert (deployed.spec(), deployed.tasks()) == before
 
 
-def test_a_secret_that_is_no_file_is_named(trial):
-    assert "APP_SECRET_KEY is not a file" in trial.deploy("1", APP_SECRET_KEY="pa55word").reason()
+@pytest.mark.parametrize(
+    "env, words",
+    [
+        ({"DEPLOY_PORT": "0"}, "DEPLOY_PORT cannot be '0'"),
+        ({"DEPLOY_PORT": "65536"}, "DEPLOY_PORT cannot be '65536'"),
+        ({"DEPLOY_PORT": "080"}, "DEPLOY_PORT cannot be '080'"),
+        ({"DEPLOY_PORTS": "20319-20310"}, "DEPLOY_PORTS"),
+        ({"DEPLOY_PORTS": "20310"}, "DEPLOY_PORTS"),
+        ({"DEPLOY_REPLICAS": "0"}, "DEPLOY_REPLICAS cannot be '0'"),
+        ({"DEPLOY_REPLICAS": "2\n3"}, "DEPLOY_REPLICAS"),
+        ({"DEPLOY_TIMEOUT": "2m"}, "DEPLOY_TIMEOUT cannot be '2m'"),
+        ({"DEPLOY_KEEP": "0"}, "DEPLOY_KEEP cannot be '0'"),
+        ({"DEPLOY_STRATEGY": "both"}, "DEPLOY_STRATEGY cannot be 'both'"),
+        ({"DEPLOY_PUBLISH_MODE": "mesh"}, "DEPLOY_PUBLISH_MODE cannot be 'mesh'"),
+        ({"DEPLOY_STACK": "my app"}, "DEPLOY_STACK cannot be 'my app'"),
+        ({"DEPLOY_ADDRESS": "app.example.com:80"}, "DEPLOY_ADDRESS"),
+        ({"DEPLOY_IMAGE": f"{REPOSITORY}:1"}, "DEPLOY_IMAGE"),
+        ({"DEPLOY_IMAGE": ""}, "DEPLOY_IMAGE"),
+        ({"CI_REGISTRY_PASSWORD": "x"}, "CI_REGISTRY cannot be ''"),
+        ({"APP_SECRET_KEY": "pa55word"}, "APP_SECRET_KEY is not a file"),
+        ({"DEPLOY_SSH_KEY": "pa55\nword"}, "DEPLOY_SSH_KEY is not a file"),
+        ({"DEPLOY_SSH_KEY": "/etc/hosts"}, "DEPLOY_SSH_KNOWN_HOSTS is not a file"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_at_once(trial, env, words):
+    reason = trial.run(**{"DEPLOY_IMAGE": trial.releases["1"], **env}).reason()
+    assert words in reason and "word" not in reason, reason
+    assert trial.services() == []
 
 
-@pytest.mark.parametrize("holder", ["container", "program", "service"])
-def test_a_port_that_another_uses_is_left_to_it(trial, holder):
+@pytest.mark.parametrize("address", ["http://127.0.0.1:20300/", "::1", "[::1]"])
+def test_the_address_may_be_a_name_an_address_or_a_url(trial, address):
+    run = trial.deploy("1", DEPLOY_ADDRESS=address)
+    url = "http://[::1]:20300" if "::" in address else "http://127.0.0.1:20300"
+    assert run.status == 0 and f"answers at {url}/test\n" in run.output, run.output
+
+
+# --- Ports, projects
+
+
+@pytest.mark.parametrize(
+    "holder, port",
+    [("container", PORT), ("program", PORT), ("program", "80"), ("service", PORT), ("trial", PORT)],
+)
+def test_a_port_that_another_uses_is_left_to_it(trial, holder, port):
     host = trial.pipeline
     code = (
         "import socket, time\n"
-        f"server = socket.create_server(('', {PORT}))\n"
+        f"server = socket.create_server(('', {port}))\n"
         "print('listening', flush=True)\n"
         "time.sleep(60)"
     )
     image = trial.releases["1"]
     host.docker("pull", "--quiet", image)
-    run = ("run", "--detach", "--name=holder")
+    run = ("run", "--detach", "--user=0", "--name=holder")
     if holder == "container":
-        host.docker(*run, f"--publish={PORT}:8744", image)
+        host.docker(*run, f"--publish={port}:8744", image)
     elif holder == "program":
         host.docker(*run, "--network=host", image, "python", "-c", code)
         await_true(lambda: host.docker("logs", "holder"))
     else:
-        publish = f"--publish=published={PORT},target=8744,mode=host"
-        host.docker("service", "create", "--detach", "--name=trial-holder", publish, image)
+        name = {"service": "trial-holder", "trial": "trial"}[holder]
+        publish = f"--publish=published={port},target=8744,mode=host"
+        host.docker("service", "create", "--quiet", f"--name={name}", publish, image)
     try:
         words = {
-            "container": "the container holder",
-            "program": "a program on the host",
-            "service": "the service trial-holder",
+            "container": "by the container holder (stop it",
+            "program": "by a program on the host (stop it",
+            "service": "by the service trial-holder (stop it",
+            # What this script made before it deployed stacks.
+            "trial": "scripts/deploy made that service: docker service rm trial",
         }
-        assert f"port {PORT} is used by {words[holder]} (" in trial.deploy("1").reason()
-        assert "trial" not in trial.services()
+        reason = trial.deploy("1", DEPLOY_PORT=port).reason()
+        assert f"port {port} is used" in reason and words[holder] in reason, reason
+        assert "trial_server" not in trial.services()
     finally:
         host.docker("rm", "--force", "holder", check=False)
 
 
-def test_the_service_of_another_project_is_left_alone(trial):
+def test_a_low_port_can_be_deployed_where_only_root_may_bind_it(trial):
+    # As on a usual host; inside a dind every user may.
+    limit = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    before = trial.pipeline.host("cat", limit)
+    trial.pipeline.host("sh", "-c", f"echo 1024 > {limit}")
+    try:
+        run = trial.deploy("1", DEPLOY_PORT="80")
+    finally:
+        trial.pipeline.host("sh", "-c", f"echo {before} > {limit}")
+    assert run.status == 0, run.output
+    assert trial.answering("80") == "1"
+
+
+def test_the_stack_of_another_project_is_left_alone(trial):
+    other = "services: {server: {image: '%s'}, database: {image: '%s'}}"
     image = trial.pipeline.first_image
-    trial.pipeline.docker("service", "create", "--detach", "--name=trial", image)
-    reason = trial.deploy("1").reason()
-    assert "the service trial is of another project (set DEPLOY_SERVICE" in reason
-    assert trial.inspect("{{.Spec.TaskTemplate.ContainerSpec.Image}}") == image
+    command = ("stack", "deploy", "--detach=true", "--compose-file=-", "trial")
+    trial.pipeline.docker(*command, input=other % (image, image))
+    before = [trial.inspect(service=name) for name in trial.services()]
+    assert "the stack trial is of another project (set DEPLOY_STACK" in trial.deploy("1").reason()
+    assert [trial.inspect(service=name) for name in trial.services()] == before
 
 
-def test_rollback_by_hand_goes_to_the_release_before(deployed):
-    assert "has no release before" in deployed.run("--rollback").reason()
+def test_a_change_by_hand_makes_it_no_other_project(deployed):
+    other = deployed.pipeline.first_image
+    deployed.pipeline.docker("service", "update", "--quiet", f"--image={other}", "trial_server")
+    again = deployed.deploy("1")
+    assert again.status == 0, again.output
+    assert deployed.answering() == "1"
+
+
+# --- Back, again, at once
+
+
+def test_rollback_goes_to_the_release_that_was_verified_before(deployed):
+    assert (
+        "no release of the stack trial was verified before" in deployed.run("--rollback").reason()
+    )
     assert deployed.deploy("2").status == 0
-    for release in ("1", "2"):
+    assert deployed.deploy("2").status == 0  # a retried job, a schedule
+    assert deployed.deploy("3").status == 0
+    assert deployed.deploy("crash").status == 1
+    for release in ("2", "1"):
         back = deployed.run("--rollback")
         assert back.status == 0 and f"Going back to release {release}" in back.output, back.output
         assert deployed.answering() == release
+    assert (
+        "no release of the stack trial was verified before" in deployed.run("--rollback").reason()
+    )
+    assert deployed.answering() == "1"
+
+
+def test_rollback_brings_the_file_and_the_variables_back(deployed):
+    before = deployed.spec()
+    deployed.declare(STACK.replace("memory: 128M", "memory: 64M"))
+    assert deployed.deploy("1", APP_GREETING="$HOME", DEPLOY_PORT="20301").status == 0
+    back = deployed.run("--rollback")
+    assert back.status == 0, back.output
+    assert deployed.spec() == before and deployed.answering() == "1"
+
+
+def test_what_was_deployed_in_between_is_left_alone(trial):
+    # A first deployment that fails must not take the stack away from one that came later.
+    process = trial.start("crash")
+    await_true(lambda: trial.services() == ["trial_server"], seconds=30)
+    second = trial.deploy("1")
+    output = process.communicate(timeout=120)[0]
+    assert second.status == 0, second.output
+    assert process.returncode == 1 and "another deployment has come in between" in output, output
+    assert (trial.answering(), trial.records()) == ("1", ["1"])
+
+
+# --- What stays
 
 
 def test_images_of_the_last_releases_stay_and_nothing_else_is_touched(trial):
-    others = set(trial.images("")) - set(trial.images(f"{REGISTRY}/group/trial"))
+    others = set(trial.images("")) - set(trial.images(REPOSITORY))
     for release in ("1", "2", "3", "4", "5"):
+        # Those of merge requests lie on the host as well.
+        trial.pipeline.docker("pull", "--quiet", trial.releases[release])
+    for release in ("2", "4", "5"):
         assert trial.deploy(release).status == 0
-    assert set(trial.images(f"{REGISTRY}/group/trial")) == {
-        trial.releases[name] for name in ("3", "4", "5")
-    }
-    assert others <= set(trial.images(""))
+    assert trial.records() == ["2", "4", "5"]
+    assert set(trial.images(REPOSITORY)) == {trial.releases[name] for name in ("2", "4", "5")}
+    trial.pipeline.docker("pull", "--quiet", trial.releases["6"])
     assert trial.deploy("1").status == 0  # as GitLab's rollback does
-    assert trial.releases["1"] in trial.images(f"{REGISTRY}/group/trial")
+    kept = {trial.releases[name] for name in ("1", "4", "5", "6")}  # 6 may be tested just now
+    assert kept <= set(trial.images(REPOSITORY))
+    assert others <= set(trial.images(""))
 
 
 def test_beside_each_release_has_its_own_address_and_the_newest_stay(trial):
@@ -309,29 +549,24 @@ def test_beside_each_release_has_its_own_address_and_the_newest_stay(trial):
         assert run.status == 0, run.output
         address = rf"^Release {release} answers at http://127\.0\.0\.1:(\d+)/test$"
         addresses[release] = re.search(address, run.output, re.MULTILINE)[1]
-    assert list(addresses.values()) == ["20310", "20311", "20312", "20313"]
-    assert trial.services() == ["trial-2", "trial-3", "trial-4"]
+    assert len(set(addresses.values())) == 4
+    assert all(20310 <= int(port) <= 20319 for port in addresses.values())
+    assert trial.services() == ["trial-2_server", "trial-3_server", "trial-4_server"]
     for release in ("2", "3", "4"):
         assert trial.answering(addresses[release]) == release
 
     again = trial.deploy("3", DEPLOY_STRATEGY="beside")
-    assert again.status == 0 and ":20312/test" in again.output, again.output
+    assert again.status == 0 and f":{addresses['3']}/test" in again.output, again.output
 
     for _ in range(2):  # the second finds nothing to do
         assert trial.run("--stop", DEPLOY_STRATEGY="beside", RELEASE="2").status == 0
-    assert trial.services() == ["trial-3", "trial-4"]
+    assert trial.services() == ["trial-3_server", "trial-4_server"]
+    await_true(lambda: "trial-2" not in trial.pipeline.docker("network", "ls"), seconds=20)
+    assert sorted(trial.records()) == ["3", "4"]
 
 
 def test_a_release_that_fails_beside_others_leaves_them_alone(trial):
     assert trial.deploy("1", DEPLOY_STRATEGY="beside").status == 0
     failed = trial.deploy("crash", DEPLOY_STRATEGY="beside")
     assert "trial-crash did not run before, and does not now" in failed.reason()
-    assert trial.services() == ["trial-1"] and trial.answering("20310") == "1"
-
-
-def test_a_service_that_is_healthy_while_its_port_is_silent_is_explained(trial):
-    if trial.pipeline.host("sh", "-c", "test -e /proc/net/ip_vs && echo yes", check=False):
-        pytest.skip("this kernel has IPVS: the port is not silent")
-    failed = trial.deploy("1", DEPLOY_PUBLISH_MODE="ingress")
-    assert "set DEPLOY_PUBLISH_MODE=host" in failed.reason()
-    assert trial.services() == []
+    assert trial.services() == ["trial-1_server"]

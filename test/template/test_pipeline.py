@@ -160,7 +160,9 @@ def test_beside_the_running_release_another_gets_its_own_address_and_environment
     commit, url = re.search(r"^Release (\w+) answers at (\S+)$", run.stdout, re.MULTILINE).groups()
     assert requests.get(url, timeout=10).headers["X-Release"] == commit
     assert f"name: release/{commit[:8]}" in (pipeline.path / ".pipeline/log").read_text()
-    assert f"app-{commit[:8]}" in pipeline.docker("service", "ls", "--format={{.Name}}").split()
+    assert (
+        f"app-{commit[:8]}_server" in pipeline.docker("service", "ls", "--format={{.Name}}").split()
+    )
 
 
 def test_down_removes_all_that_it_made(pipeline):

@@ -1,0 +1,270 @@
+# shellcheck shell=sh disable=SC2034,SC2086,SC2154 # a part of scripts/deploy; lists are split
+# swarm.sh: how scripts/deploy reaches Docker, and what it knows of a stack in Swarm.
+
+# why: prints what docker said went wrong, without its warnings and hints; ssh ends lines with \r.
+why() { tr -d '\r' < "$work/error" | grep -vE '^ *$|^WARNING|^Usage:|^(See|Run) ' | tail -n 1; }
+
+# try COMMAND...: runs a command, and again if it fails, as while Swarm elects a leader: four times.
+try() {
+    for pause in 1 2 3 0; do
+        "$@" > "$work/output" 2> "$work/error" && return
+        in_time || break
+        sleep "$pause"
+    done
+    return 1
+}
+
+# ask ARGUMENT...: prints docker's answer. That it cannot be asked is never taken for one.
+ask() {
+    try docker "$@" || die "$engine: $(why)"
+    cat "$work/output"
+}
+
+# inspect_all KIND FORMAT FILTER...: prints all objects of a kind.
+inspect_all() {
+    kind=$1 format=$2
+    shift 2
+    found=$(ask "$kind" ls --quiet "$@") || exit
+    [ -z "$found" ] || ask "$kind" inspect --format "$format" $found
+}
+
+# probe ARGUMENT...: prints what scripts/probe.py finds in the network of the engine's host.
+probe() {
+    try probe_once "$@" || die "cannot run $image on the host: $(why)"
+    cat "$work/output"
+}
+probe_once() {
+    set -- --network host --no-healthcheck --entrypoint python "$image" - "$@"
+    docker run --rm --interactive "$@" < scripts/probe.py
+}
+
+# --- The engine
+
+# use_key: lets ssh have the key, which it refuses if others may read it, as they may GitLab's file.
+use_key() {
+    ssh=$(command -v ssh) || die "ssh is not installed (install openssh-client)"
+    (umask 077 && tr -d '\r' < "$DEPLOY_SSH_KEY" > "$work/key" && echo >> "$work/key")
+    printf '%s\n' "IdentityFile $work/key" 'IdentitiesOnly yes' 'BatchMode yes' \
+        "UserKnownHostsFile \"$DEPLOY_SSH_KNOWN_HOSTS\"" 'StrictHostKeyChecking yes' \
+        'ControlMaster auto' "ControlPath $work/control" 'ControlPersist 15' > "$work/ssh_config"
+    printf '#!/bin/sh\nexec %s -F %s "$@"\n' "$ssh" "$work/ssh_config" > "$work/ssh"
+    chmod +x "$work/ssh"
+    PATH=$work:$PATH # docker calls ssh
+}
+
+# find_engine: fails unless the engine answers and manages a swarm; sets $nodes to its ready nodes.
+find_engine() {
+    [ -z "${DEPLOY_HOST:-}" ] || export DOCKER_HOST="$DEPLOY_HOST"
+    [ -z "${DEPLOY_SSH_KEY:-}" ] || use_key
+    engine="the engine at ${DOCKER_HOST:-the local socket}"
+    try docker node ls --format '{{.Status}} {{.Availability}}' || {
+        case $(cat "$work/error") in
+            *'swarm init'*) hint="there: scripts/register-runner, or docker swarm init" ;;
+            *'Host key'*) hint="is it that host? DEPLOY_SSH_KNOWN_HOSTS lacks its key" ;;
+            *'Permission denied'*) hint="authorized_keys there lacks the half of DEPLOY_SSH_KEY" ;;
+            *'permission denied'*) hint="is its user in the group docker? is it SELinux?" ;;
+            *Worker*) hint="DEPLOY_HOST must name a manager" ;;
+            *onnect*) hint="the runner with the tag deploy mounts the socket; or DEPLOY_HOST" ;;
+            *) hint='' ;;
+        esac
+        die "$engine: $(why)${hint:+ ($hint)}"
+    }
+    nodes=$(grep -c '^Ready Active' "$work/output") ||
+        die "$engine: no node of the swarm is ready (docker node ls)"
+}
+
+# log_in: lets the engine pull, with a deploy token if there is one.
+log_in() {
+    [ -n "$password" ] || return 0
+    try send_password || die "cannot log in to $CI_REGISTRY as $user: $(why)"
+    [ "$nodes" = 1 ] || [ -n "${CI_DEPLOY_PASSWORD:-}" ] ||
+        echo "    A replica that moves to another node later may find no image: the password ends" \
+            "with this job (a deploy token named gitlab-deploy-token lasts)"
+}
+send_password() {
+    printf '%s' "$password" | docker login --username "$user" --password-stdin "$CI_REGISTRY"
+}
+
+# --- The stack
+
+# look: reads what Swarm has of the stack: $services, "name running/wanted"; $states, as below; of
+# `server` the $deployment and the project, $owner, that it is of, and its $ports.
+state='{{.Spec.Name}}|{{index .Spec.Labels "deployment"}}|{{index .Spec.Labels "project"}}|'
+state=$state'{{range .Endpoint.Ports}}{{.PublishedPort}} {{end}}|'
+state=$state'{{with .UpdateStatus}}{{.State}}{{end}}|'
+state=$state'{{if ne (index .Spec.Labels "com.docker.stack.image") '
+state=$state'.Spec.TaskTemplate.ContainerSpec.Image}}by hand{{end}}'
+look() {
+    deployment=unknown states=''
+    services=$(docker service ls "$of_stack" --format '{{.Name}} {{.Replicas}}') || return
+    names=$(echo "$services" | cut -d ' ' -f 1)
+    states=$([ -z "$names" ] || docker service inspect --format "$state" $names) || return
+    server=$(echo "$states" | grep "^${stack}_server|") || true
+    # No `read`: BusyBox's never returns after a signal.
+    deployment=$(echo "$server" | cut -d '|' -f 2)
+    owner=$(echo "$server" | cut -d '|' -f 3)
+    ports=$(echo "$server" | cut -d '|' -f 4)
+}
+
+# have_replicas: succeeds if each service has its replicas, all as it is declared now (docker's own
+# progress bar uses this filter), and each job, such as a migration, has ended well.
+have_replicas() {
+    look 2> "$work/error" && [ -n "$names" ] || return 1
+    case $states in *'|updating|'* | *'|rollback'* | *'|paused|'*) return 1 ;; esac
+    set -- --filter _up-to-date=true --format '{{.Name}} {{.CurrentState}}'
+    running=$(docker service ps "$@" $names 2> "$work/error") || return 1
+    printf '%s\n' "$running" "$services" | awk '
+        $2 == "Running" { sub(/\.[^.]*$/, "", $1); running[$1]++; next }
+        $3 ~ /^\([0-9]/ { split(substr($3, 2), jobs, "/"); missing += jobs[1] < jobs[2]; next }
+        $2 ~ /^[0-9]/ { split($2, n, "/"); missing += running[$1] < n[2] || n[1] < n[2] }
+        END { exit missing > 0 }'
+}
+
+# replicas_stay: succeeds if they have been there for two seconds, when a service is new: one that
+# crashes after its start runs for a moment, again and again. Swarm watches updates (`monitor`).
+replicas_stay() {
+    have_replicas || { since='' && return 1; }
+    echo "$names" | grep -v '_migration$' | grep -qvxF "$names_before" || return 0
+    : "${since:=$(date +%s)}"
+    [ "$(date +%s)" -gt $((since + 2)) ]
+}
+
+# troubles: prints "state|name|id|error" of each task that this deployment has started and that does
+# not run, the ended first. One that did not become healthy is Complete: its server ends in order.
+# One may have to wait until a node has let go of the network of a stack that has just been removed.
+ended='^(Complete|Failed|Rejected)'
+troubles() {
+    set -- --no-trunc --format '{{.CurrentState}}|{{.Name}}|{{.ID}}|{{.Error}}'
+    docker service ps "$@" $names 2> /dev/null |
+        grep -vE '^(Running|Complete.*_migration\.|.*Pool overlaps with other one)' |
+        grep -vF "${tasks_before:-none}" |
+        sed -E "s/$ended/0&/" | sort | sed 's/^0//'
+}
+
+# apply FILE OPTION...: gives Swarm a rendered stack, in which each $ is meant, with our mark.
+apply() {
+    mark="s/^        deployment: '@'\$/        deployment: $id/"
+    sed -e 's/\$/$$/g' -e "$mark" "$1" > "$work/stack.yml"
+    shift
+    # docker keeps an image that was changed by hand, as long as this label says what it deployed.
+    for name in $(echo "$states" | sed -n 's/|.*|by hand$//p'); do
+        try docker service update --detach --quiet --label-rm com.docker.stack.image "$name"
+    done
+    set -- "$@" --detach=true --with-registry-auth --resolve-image never
+    try docker stack deploy "$@" --compose-file "$work/stack.yml" "$stack"
+}
+
+# part CLASS...: prints the rendered stack with the services of these classes only: `migration` is
+# the one of that name, `release` has the release's image, `other` another.
+part() {
+    # docker has read the list of variables, which ends with this job.
+    sed "s|^      - $SERVICE_VARIABLES\$|      - /dev/null|" "$work/config" |
+        awk -v classes="$*" -v image="    image: $image" '
+            function end() {
+                class = name == "  migration:" ? "migration" : released ? "release" : "other"
+                if (index(classes, class)) printf "%s", text
+                text = name = ""
+                released = 0
+            }
+            /^[^ ]/ { end(); inside = $0 == "services:" }
+            !inside || $0 == "services:" { print; next }
+            /^  [^ ]/ { end(); name = $0 }
+            { text = text $0 "\n" }
+            $0 == image { released = 1 }
+            END { end() }'
+}
+
+# free_port FIRST-LAST: prints a port of the range that is free.
+free_port() {
+    used=$(inspect_all service '{{range .Endpoint.Ports}}
+{{.PublishedPort}} the service {{$.Spec.Name}}{{end}}') || exit
+    holder=$(ask ps --filter "publish=${1%-*}" --format "${1%-*} the container {{.Names}}") || exit
+    subnets=$([ "$DEPLOY_PUBLISH_MODE" = host ] ||
+        inspect_all network '{{range .IPAM.Config}}{{.Subnet}} {{end}}' --filter 'name=^ingress$')
+    free=$(probe port "$1" "$release" "$holder
+$used" "$subnets") || exit
+    case $free in
+        *"by the service $stack ("*) die "$free; if an older scripts/deploy made that service:" \
+            "docker service rm $stack" ;;
+        *[!0-9]*) die "$free" ;;
+    esac
+    echo "$free"
+}
+
+# remove_stack STACK; its containers use its network for some seconds more.
+remove_stack() {
+    for kind in service config secret; do
+        docker "$kind" ls --quiet --filter "label=$label=$1" | xargs -r docker "$kind" rm
+    done > /dev/null
+    for pause in 1 2 3 4 0; do
+        docker network ls --quiet --filter "label=$label=$1" |
+            xargs -r docker network rm > /dev/null 2>&1 && return
+        sleep "$pause"
+    done
+}
+
+# --- The records: each verified deployment leaves one, a Swarm config named STACK.NUMBER that holds
+# --- the whole stack as it was deployed.
+
+# list_records FILTER: prints their names, the newest first.
+list_records() {
+    found=$(ask config ls --filter label=project "$1" --format '{{.Name}}') || exit
+    echo "$found" | sort -t . -k 2nr
+}
+first() { echo "$1" | head -n 1; }
+read_record() { ask config inspect --format '{{printf "%s" .Spec.Data}}' "$1"; }
+
+# noted KEY FILE: prints the image, the release or the url of a record.
+noted() { sed -n "s/^# $1 //p" "$2"; }
+
+# remember: leaves the record of what was verified, unless the newest says the same.
+remember() {
+    {
+        printf '# %s\n' "image $image" "release $release" "url $url"
+        sed '/^    name: /{n;s/^    file: .*/    external: true/;}' "$work/plan"
+    } > "$work/record"
+    [ "$(cat "$work/record")" != "$(cat "$work/verified")" ] || return 0
+    last=$(list_records --filter=label=project)
+    last=$(first "$last")
+    set -- --label "$label=$stack" --label "project=${image%@*}"
+    [ "$DEPLOY_STRATEGY" = replace ] || set -- "$@" --label "beside=$DEPLOY_STACK"
+    try docker config create "$@" "$stack.$((${last##*.} + 1))" "$work/record" ||
+        grep -q 'already exists' "$work/error" ||
+        fail "cannot leave a record of the release: $(why)"
+}
+
+# forget RECORD
+forget() {
+    try docker config rm "$1" || grep -q 'not found' "$work/error" ||
+        fail "cannot remove the record $1: $(why)"
+}
+
+# remove_secrets: removes the stack's secrets that no record names.
+remove_secrets() {
+    named=$(inspect_all config '{{printf "%s" .Spec.Data}}' "$of_stack")
+    for secret in $(ask secret ls "$of_stack" --format '{{.Name}}'); do
+        case $named in *"name: $secret"*) ;; *) docker secret rm "$secret" > /dev/null ;; esac
+    done
+}
+
+# clean_up: removes what no verified release needs to which one can go back.
+clean_up() {
+    older() { tail -n +$((DEPLOY_KEEP + 1)); }
+    if [ "$DEPLOY_STRATEGY" = beside ]; then
+        # A stack has a record for each change of its settings.
+        stacks=$(list_records "--filter=label=beside=$DEPLOY_STACK" | sed 's/\.[0-9]*$//')
+        for old in $(echo "$stacks" | awk '!seen[$0]++' | older); do
+            remove_stack "$old"
+        done
+    fi
+    list_records "$of_stack" | older | xargs -r docker config rm > /dev/null
+    needed=$(inspect_all config '{{printf "%s" .Spec.Data}}' --filter "label=project=${image%@*}")
+    remove_secrets
+    needed="$needed $(ask ps --all --no-trunc --format '{{.Image}}')"
+    set -- --digests --filter "before=$image" --format '{{.Repository}}@{{.Digest}}'
+    for repository in "${image%@*}" "${image%@*}/test"; do
+        ask image ls "$@" "$repository"
+    done | grep @sha256: | while read -r old; do
+        case $needed in *"$old"*) ;; *) docker image rm --force "$old" ;; esac
+    done > /dev/null
+}

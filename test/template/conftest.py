@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import ROOT, Pipeline
+from pipelines import ROOT, DindHost, Pipeline
 
 HERE = Path(__file__).parent
 
@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 def pytest_configure(config):
     config.addinivalue_line("markers", "docker: needs Docker; works only in throwaway containers")
     config.addinivalue_line("markers", "lab: needs ../shared/lab")
+    config.addinivalue_line("markers", "mesh: needs a kernel with IPVS, or ../shared/lab")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +34,12 @@ def pipeline(tmp_path_factory):
     pipeline.down()
 
 
+@pytest.fixture(scope="session")
+def releases(pipeline):
+    """The images of releases in the registry of the pipeline's host, by name."""
+    return pipeline.make_releases("registry.test")
+
+
 def missing_for_docker():
     """Say what the docker tests lack on this machine, or return None."""
     for command in ("docker", "git", "bash", "rsync", "npm"):
@@ -45,16 +52,25 @@ def missing_for_docker():
 def missing_for_lab():
     if not (ROOT.parent / "shared/lab/up").exists():
         return "there is no ../shared/lab"
-    for command in ("socat", "sshd", "ssh-keygen", "nginx"):
+    for command in ("socat", "sshd", "ssh-keygen"):
         if not shutil.which(command, path=os.environ["PATH"] + ":/usr/sbin"):
             return f"{command} is not installed"
+
+
+def missing_for_mesh():
+    if not DindHost.routes() and (reason := missing_for_lab()):
+        return f"the kernel has no IPVS (modprobe ip_vs), and {reason}"
 
 
 def pytest_collection_modifyitems(config, items):
     """Put the service's tests first; deselect what cannot run here, and let the summary say why."""
     items.sort(key=lambda item: item.path.parent == HERE)
     config.left_out = []
-    for mark, missing in (("docker", missing_for_docker), ("lab", missing_for_lab)):
+    for mark, missing in (
+        ("docker", missing_for_docker),
+        ("lab", missing_for_lab),
+        ("mesh", missing_for_mesh),
+    ):
         left_out = [item for item in items if item.get_closest_marker(mark)]
         if config.getoption("markexpr") or not left_out or not (reason := missing()):
             continue

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,8 @@ from pipelines import Deployment
 from support import ROOT, await_true, connect, free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.lab]
+
+SHELLS = [shell for shell in (("dash",), ("busybox", "sh")) if shutil.which(shell[0])]
 
 
 @pytest.fixture(scope="module")
@@ -54,48 +59,105 @@ def sshd(pipeline, tmp_path_factory):
         process.terminate()
 
 
-@pytest.fixture
-def deploy(pipeline, sshd, tmp_path):
-    """Deploys the pipeline's first release as the service `remote`, over ssh."""
-    directory, host = sshd
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+class Remote:
+    """A directory in which scripts/deploy deploys the pipeline's first release, over ssh."""
 
-    def run(**env):
-        return Deployment(
-            ["scripts/deploy"],
-            cwd=tmp_path,
-            timeout=120,
-            env={
-                **os.environ,
-                "HOME": str(tmp_path),
-                "DEPLOY_HOST": host,
-                "DEPLOY_IMAGE": pipeline.first_image,
-                "DEPLOY_SERVICE": "remote",
-                "DEPLOY_PORT": "20400",
-                "DEPLOY_PUBLISH_MODE": "host",
-                "DEPLOY_DRAIN_SECONDS": "1",
-                "DEPLOY_SSH_KEY": str(directory / "key"),
-                "DEPLOY_SSH_KNOWN_HOSTS": str(directory / "known_hosts"),
-                **env,
-            },
+    def __init__(self, pipeline, sshd, directory):
+        keys, host = sshd
+        self.pipeline, self.directory = pipeline, directory
+        shutil.copytree(ROOT / "scripts", directory / "scripts")
+        self.temporary = Path(tempfile.mkdtemp())  # short: it is part of a socket's path
+        self.env = {
+            **os.environ,
+            "HOME": str(directory),
+            "TMPDIR": str(self.temporary),
+            "DEPLOY_HOST": host,
+            "DEPLOY_IMAGE": pipeline.first_image,
+            "DEPLOY_STACK": "remote",
+            "DEPLOY_PORT": "20400",
+            "DEPLOY_PUBLISH_MODE": "host",
+            "DEPLOY_ADDRESS": "127.0.0.1",
+            "DEPLOY_SSH_KEY": str(keys / "key"),
+            "DEPLOY_SSH_KNOWN_HOSTS": str(keys / "known_hosts"),
+        }
+
+    def deploy(self, shell=(), **env):
+        command = [*shell, "scripts/deploy"]
+        return Deployment(command, cwd=self.directory, timeout=120, env={**self.env, **env})
+
+    def start(self, shell):
+        """Start a deployment, as the leader of a process group; return the process."""
+        return subprocess.Popen(
+            [*shell, "scripts/deploy"],
+            cwd=self.directory,
+            env=self.env,
+            start_new_session=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
-    yield run
-    pipeline.docker("service", "rm", "remote", check=False)
+    def copies_of_the_key(self):
+        return list(self.temporary.glob("*/key"))
+
+    def services(self):
+        return self.pipeline.docker("service", "ls", "--quiet", "--filter=name=remote").split()
+
+    def remove(self):
+        for kind in ("service", "config"):
+            listed = self.pipeline.docker(kind, "ls", "--quiet", "--filter=name=remote")
+            for name in listed.split():
+                self.pipeline.docker(kind, "rm", name)
+        shutil.rmtree(self.temporary)
 
 
-def test_a_release_is_deployed_over_ssh_as_through_the_socket(deploy):
-    run = deploy(DEPLOY_ADDRESS="127.0.0.1")
+@pytest.fixture
+def remote(pipeline, sshd, tmp_path):
+    remote = Remote(pipeline, sshd, tmp_path)
+    yield remote
+    remote.remove()
+
+
+def test_a_release_is_deployed_over_ssh_as_through_the_socket(remote):
+    run = remote.deploy()
     assert run.status == 0 and "answers at http://127.0.0.1:20400/test" in run.output, run.output
-    assert "10 requests checked" in run.output
+    assert "remote_server 1/1, 10 requests checked" in run.output
+    assert not list(remote.temporary.iterdir())
 
 
-def test_a_wrong_key_and_an_unknown_host_end_in_one_line_each(deploy, sshd):
+def test_a_wrong_key_and_an_unknown_host_end_in_one_line_each(remote, sshd):
     directory, host = sshd
-    unwelcome = deploy(DEPLOY_SSH_KEY=str(directory / "stranger"))
-    assert f"{host} does not accept DEPLOY_SSH_KEY" in unwelcome.reason()
-    unknown = deploy(DEPLOY_SSH_KNOWN_HOSTS=str(directory / "other_hosts"))
-    assert f"{host} shows a host key that DEPLOY_SSH_KNOWN_HOSTS does not hold" in unknown.reason()
+    unwelcome = remote.deploy(DEPLOY_SSH_KEY=str(directory / "stranger")).reason()
+    assert unwelcome.startswith(f"deploy: the engine at {host}: ")
+    assert "authorized_keys there lacks the half of DEPLOY_SSH_KEY" in unwelcome
     (directory / "nobody").write_text("")
-    unknown = deploy(DEPLOY_SSH_KNOWN_HOSTS=str(directory / "nobody"))
-    assert f"{host} shows a host key that DEPLOY_SSH_KNOWN_HOSTS does not hold" in unknown.reason()
+    for name in ("other_hosts", "nobody"):
+        unknown = remote.deploy(DEPLOY_SSH_KNOWN_HOSTS=str(directory / name)).reason()
+        assert unknown.startswith(f"deploy: the engine at {host}: ")
+        assert "DEPLOY_SSH_KNOWN_HOSTS lacks its key" in unknown
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize("name", ["DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS"])
+@pytest.mark.parametrize("kind", ["content", "missing path"])
+def test_what_is_no_file_is_named_and_never_printed(remote, shell, name, kind):
+    # The content is what a variable of GitLab's type Variable holds, which is its default.
+    content = Path(remote.env[name]).read_text()
+    value = {"content": content, "missing path": "/nowhere/pa55word"}[kind]
+    run = remote.deploy(shell, **{name: value})
+    assert run.output == f"deploy: {name} is not a file (its type in GitLab must be File)\n"
+    assert run.status == 1
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize("moment", ["it has the key", "the service is there"])
+def test_when_it_is_cancelled_no_copy_of_the_key_stays(remote, shell, moment):
+    process = remote.start(shell)
+    reached = remote.copies_of_the_key if moment == "it has the key" else remote.services
+    await_true(reached, seconds=60)
+    assert remote.copies_of_the_key()
+    os.killpg(process.pid, signal.SIGTERM)  # as a runner does: to every process of the job
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "deploy: cancelled" in output, output
+    assert not list(remote.temporary.iterdir())
+    assert not remote.services()

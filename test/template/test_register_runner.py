@@ -3,6 +3,7 @@
 Docker is real, and so is the dind that the script tries.
 """
 
+import ipaddress
 import json
 import os
 import pty
@@ -454,6 +455,27 @@ def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
         assert re.search(r" src (\S+)", host.sh("ip route get 1.1.1.1"))[1] == address
     finally:
         host.sh("ip address del 10.78.0.1/24 dev eth0")
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [["10.0.0.7/24"], ["10.1.2.3/8", "172.16.0.1/12"]],
+    ids=["Swarm's own choice", "several"],
+)
+def test_the_networks_of_a_new_swarm_overlap_none_of_the_host(host, addresses):
+    for address in addresses:
+        host.sh(f"ip address add {address} dev eth0")
+    try:
+        run = host.register(GITLAB_TOKEN="glpat-create")
+        assert run.returncode == 0, run.stdout
+        show = "docker network inspect --format '{{range .IPAM.Config}}{{.Subnet}}{{end}}' ingress"
+        subnet = ipaddress.ip_network(await_true(lambda: host.sh(show, check=False).strip()))
+        routes = re.findall(r"^(\d[\d./]+) ", host.sh("ip route"), re.MULTILINE)
+        assert len(routes) > len(addresses)
+        assert not [route for route in routes if subnet.overlaps(ipaddress.ip_network(route))]
+    finally:
+        for address in addresses:
+            host.sh(f"ip address del {address} dev eth0")
 
 
 def test_status_says_what_is_there(registered):

@@ -1,10 +1,13 @@
 """Helpers of the template's tests: a checkout, its pipeline, deployments, hosts of the lab."""
 
+import contextlib
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -255,20 +258,14 @@ class Deployment:
         return line
 
 
-class LabHost:
-    """A throwaway host of the lab, with its own kernel; only hosts of the lab reach its engine."""
+class Host:
+    """A throwaway host with an engine of its own, for Swarm."""
 
-    lab = (ROOT.parent / "shared/lab").resolve()  # a host sees this machine's files, /tmp excepted
-    network = ("nsenter", "--net=/run/netns/lab")
+    network = ()  # what puts a command of this machine into the network of the hosts
 
-    def __init__(self, number=1, seconds=1500):
-        self.number, self.address = number, f"10.88.0.{number}"
-        self.env = {**os.environ, "DOCKER_HOST": f"tcp://{self.address}:2375"}
-        host = [self.lab / "host", "--id", str(number), "--limit", str(seconds), "--"]
-        listen, engine = "TCP-LISTEN:2375,fork,reuseaddr", "UNIX-CONNECT:/var/run/docker.sock"
-        self.process = subprocess.Popen(
-            [*host, "socat", "-t600", listen, engine], stdout=subprocess.DEVNULL
-        )
+    def __init__(self, name, address):
+        self.name, self.address = name, address
+        self.env = {**os.environ, "DOCKER_HOST": f"tcp://{address}:2375"}
         await_true(lambda: self.docker("version", check=False).returncode == 0, seconds=120)
 
     def run(self, *command, check=True, **options):
@@ -286,6 +283,100 @@ class LabHost:
     def docker(self, *arguments, **options):
         return self.run("docker", *arguments, **options)
 
+    def run_on_it(self, *command):
+        """Run a command of the host on the host, as root."""
+        root = ("--privileged", "--network=host", "--volume=/:/host", "python:3.14-slim")
+        return self.docker("run", "--rm", *root, "chroot", "/host", *command)
+
+
+class LabHost(Host):
+    """A host of the lab, with its own kernel; only such hosts reach its engine."""
+
+    lab = (ROOT.parent / "shared/lab").resolve()  # a host sees this machine's files, /tmp excepted
+    network = ("nsenter", "--net=/run/netns/lab")
+    interface = "vec0"
+    unwelcome = {"CI_REGISTRY_PASSWORD": "wrong"}  # to the registry
+
+    @classmethod
+    @contextlib.contextmanager
+    def registry_for(cls, pipeline):
+        """Let the pipeline push to the lab's registry; the block gets CI's settings for it."""
+        show = ["sh", "-c", f". {cls.lab}/settings; set"]
+        settings = subprocess.run(show, capture_output=True, text=True).stdout
+        settings = dict(re.findall(r"^LAB_(REGISTRY\w*)='?(.*?)'?$", settings, re.MULTILINE))
+        registry, user = settings["REGISTRY"], settings["REGISTRY_USER"]
+        login = ("login", "--username", user, "--password-stdin", registry)
+        pipeline.docker(*login, input=settings["REGISTRY_PASSWORD"])
+        yield {f"CI_{name}": value for name, value in settings.items()}
+
+    def __init__(self, number=1, seconds=1500):
+        self.number = number
+        host = [self.lab / "host", "--id", str(number), "--limit", str(seconds), "--"]
+        listen, engine = "TCP-LISTEN:2375,fork,reuseaddr", "UNIX-CONNECT:/var/run/docker.sock"
+        self.process = subprocess.Popen(
+            [*host, "socat", "-t600", listen, engine], stdout=subprocess.DEVNULL
+        )
+        super().__init__(f"lab-host{number}", f"10.88.0.{number}")
+
+    def cut_off(self):
+        self.run("ip", "link", "set", f"lab-tap{self.number}", "down")
+
     def end(self):
         self.process.terminate()
         self.process.wait(30)
+
+
+class DindHost(Host):
+    """A host that is a container, beside others on a network of their own."""
+
+    image, bridge, registry = "docker:29.7.2-dind", "gitlab-ci-pipeline-mesh", "registry.test"
+    interface = "eth0"
+    unwelcome = {"CI_REGISTRY": f"{registry}:9"}
+
+    @staticmethod
+    def local(*arguments, **options):
+        command = ["docker", *arguments]
+        return subprocess.run(command, text=True, stdout=subprocess.PIPE, **options).stdout.strip()
+
+    @classmethod
+    @functools.cache
+    def routes(cls):
+        """Return whether this machine reaches such a host, and its kernel has IPVS."""
+        code = "modprobe ip_vs 2> /dev/null; test -e /proc/net/ip_vs && echo yes"
+        host = ("run", "--rm", "--privileged", "--entrypoint=sh", cls.image, "-c", code)
+        return sys.platform == "linux" and cls.local(*host) == "yes"
+
+    @classmethod
+    @contextlib.contextmanager
+    def registry_for(cls, pipeline):
+        """Let the hosts reach the pipeline's registry; the block gets CI's settings for it."""
+        container = pipeline.container()
+        cls.certificate = pipeline.host("cat", f"/etc/docker/certs.d/{cls.registry}/ca.crt")
+        # A subnet for tests of networks: no engine in these containers chooses it for its own.
+        cls.local("network", "create", "--subnet=198.18.20.0/24", cls.bridge)
+        try:
+            alias = f"--alias={cls.registry}"
+            cls.local("network", "connect", alias, cls.bridge, container, check=True)
+            login = {"CI_REGISTRY_USER": "pipeline", "CI_REGISTRY_PASSWORD": "pipeline"}
+            yield {"CI_REGISTRY": cls.registry, **login}
+        finally:
+            cls.local("network", "disconnect", "--force", cls.bridge, container)
+            cls.local("network", "rm", cls.bridge)
+
+    def __init__(self, number=1):
+        name = f"mesh{number}"
+        run = ("run", "--detach", "--privileged", "--label=gitlab-ci-pipeline=mesh")
+        there = (f"--network={self.bridge}", f"--hostname={name}", "--env=DOCKER_TLS_CERTDIR=")
+        # Said outright, since an engine without TLS otherwise waits before it starts.
+        self.id = self.local(*run, *there, self.image, "--tls=false", check=True)
+        trusted = f"/etc/docker/certs.d/{self.registry}"
+        trust = ("sh", "-c", f"mkdir -p {trusted} && cat > {trusted}/ca.crt")
+        self.local("exec", "--interactive", self.id, *trust, input=self.certificate, check=True)
+        address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        super().__init__(name, self.local("inspect", f"--format={address}", self.id))
+
+    def cut_off(self):
+        self.local("network", "disconnect", self.bridge, self.id, check=True)
+
+    def end(self):
+        self.local("rm", "--force", "--volumes", self.id)

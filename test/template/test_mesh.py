@@ -1,7 +1,7 @@
-"""scripts/deploy through Swarm's routing mesh, under load, on throwaway hosts of the lab.
+"""scripts/deploy through Swarm's routing mesh, under load, on throwaway hosts.
 
-The kernel of these hosts can route. Slow: a host has one slow processor, on which Python takes
-seconds to start.
+These are containers where the kernel has IPVS, else hosts of the lab, which are slow: each has one
+slow processor, on which Python takes seconds to start.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import time
 
 import pytest
 
-from pipelines import Deployment, LabHost
+from pipelines import Deployment, DindHost, LabHost
 from support import ROOT, await_true
 
-pytestmark = [pytest.mark.docker, pytest.mark.lab]
+pytestmark = [pytest.mark.docker, pytest.mark.mesh]
 
 PAUSE = "0.2"  # seconds between the requests of each of four clients
 
@@ -29,27 +29,29 @@ def losses(result):
     return f"{len(result['failed'])} requests failed: {result['failed'][:3]}"
 
 
-class Mesh(LabHost):
-    """A lab host to which releases are deployed, and the load on it."""
+class Mesh:
+    """A host to which releases are deployed, and the load on it."""
 
-    def __init__(self, directory, releases):
-        super().__init__()
+    def __init__(self, host, directory, releases, registry):
+        self.host, self.directory, self.releases = host, directory, releases
+        self.docker, self.run = host.docker, host.run
+        self.url = self.url_of(host)
         shutil.copytree(ROOT / "scripts", directory / "scripts")
-        self.directory, self.releases = directory, releases
-        self.url = f"http://{self.address}:20200/test"
-        self.env.update(
-            DOCKER_CONFIG=str(directory / "docker"),
-            DEPLOY_HEALTH_TIMEOUT="30s",
-            DEPLOY_TIMEOUT="120",
-            CI_REGISTRY=self.settings["LAB_REGISTRY"],
-            CI_REGISTRY_USER=self.settings["LAB_REGISTRY_USER"],
-            CI_REGISTRY_PASSWORD=self.settings["LAB_REGISTRY_PASSWORD"],
-        )
+        stack, before = directory / "scripts/stack.yml", "    stop_grace_period"
+        head, found, tail = stack.read_text().partition(before)
+        assert found
+        stack.write_text(f"{head}    healthcheck: {{timeout: 30s}}\n{before}{tail}")
+        docker = {"DOCKER_CONFIG": str(directory / "docker")}
+        self.env = {**host.env, **docker, "DEPLOY_TIMEOUT": "120", **registry}
 
-    def start(self, release, **env):
+    @staticmethod
+    def url_of(host):
+        return f"http://{host.address}:20200/test"
+
+    def start(self, release, *arguments, **env):
         """Start scripts/deploy, as the leader of a process group; return the process."""
         return subprocess.Popen(
-            [*self.network, "scripts/deploy"],
+            [*self.host.network, "scripts/deploy", *arguments],
             cwd=self.directory,
             start_new_session=True,
             text=True,
@@ -58,9 +60,9 @@ class Mesh(LabHost):
             stderr=subprocess.STDOUT,
         )
 
-    def deploy(self, release, **env):
+    def deploy(self, release, *arguments, **env):
         return Deployment(
-            [*self.network, "scripts/deploy"],
+            [*self.host.network, "scripts/deploy", *arguments],
             cwd=self.directory,
             timeout=400,
             env={**self.env, "DEPLOY_IMAGE": self.releases.get(release, release), **env},
@@ -70,7 +72,7 @@ class Mesh(LabHost):
     def load(self, url=None):
         """Put load on it from another process; the end of the block fills `result`, see load.py."""
         process = subprocess.Popen(
-            [*self.network, sys.executable, ROOT / "test/load.py", url or self.url, PAUSE],
+            [*self.host.network, sys.executable, ROOT / "test/load.py", url or self.url, PAUSE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -82,15 +84,15 @@ class Mesh(LabHost):
         finally:
             result.update(json.loads(process.communicate("")[0]))
 
-    def nodes(self):
+    def nodes(self, service="app_server"):
         """Return the node of each running replica."""
         nodes = '--format={{if eq .DesiredState "Running"}}{{.Node}}{{end}}'
-        running = ("service", "ps", "--filter=desired-state=running", nodes, "app")
-        return self.docker(*running).stdout.split()
+        running = ("service", "ps", "--filter=desired-state=running", nodes, service)
+        return sorted(self.docker(*running).stdout.split())
 
     def update_state(self):
         state = "--format={{with .UpdateStatus}}{{.State}}{{end}}"
-        return self.docker("service", "inspect", state, "app").stdout
+        return self.docker("service", "inspect", state, "app_server").stdout.strip()
 
     def answering(self):
         curl = ("curl", "--silent", "--max-time", "10", "--include", self.url)
@@ -99,23 +101,50 @@ class Mesh(LabHost):
 
 
 @pytest.fixture(scope="module")
-def releases(pipeline):
-    show = ["sh", "-c", f". {LabHost.lab}/settings; set"]
-    settings = subprocess.run(show, capture_output=True, text=True).stdout
-    Mesh.settings = dict(re.findall(r"^(LAB_\w+)='?(.*?)'?$", settings, re.MULTILINE))
-    registry, user = Mesh.settings["LAB_REGISTRY"], Mesh.settings["LAB_REGISTRY_USER"]
-    login = ("login", "--username", user, "--password-stdin", registry)
-    pipeline.docker(*login, input=Mesh.settings["LAB_REGISTRY_PASSWORD"])
-    return pipeline.make_releases(registry)
+def kind():
+    return DindHost if DindHost.routes() else LabHost
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory, releases):
+def registry(pipeline, kind):
+    """CI's settings for a registry that the hosts reach, and the pipeline's host."""
+    with kind.registry_for(pipeline) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def releases(pipeline, registry):
+    return pipeline.make_releases(registry["CI_REGISTRY"])
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory, kind, releases, registry):
+    """A host that is a swarm, and nothing runs on it."""
+    host = kind()
+    try:
+        host.docker("swarm", "init", "--advertise-addr", host.address)
+        yield Mesh(host, tmp_path_factory.mktemp("mesh"), releases, registry)
+    finally:
+        host.end()
+
+
+@pytest.fixture(scope="module")
+def mesh(swarm):
     """A host on which release 1 has been deployed."""
-    mesh = Mesh(tmp_path_factory.mktemp("mesh"), releases)
-    mesh.first = mesh.deploy("1")
-    yield mesh
-    mesh.end()
+    swarm.first = swarm.deploy("1")
+    return swarm
+
+
+@pytest.fixture(scope="module")
+def other(mesh, kind):
+    """Another host, which has joined the swarm."""
+    other = kind(2)
+    try:
+        token = mesh.docker("swarm", "join-token", "--quiet", "worker").stdout.strip()
+        other.docker("swarm", "join", "--token", token, f"{mesh.host.address}:2377")
+        yield other
+    finally:
+        other.end()
 
 
 @pytest.fixture
@@ -127,11 +156,31 @@ def loaded(mesh):
     assert not result["failed"], losses(result)
 
 
+def test_a_host_in_a_network_that_swarm_takes_for_its_own_is_refused_and_told_how(swarm):
+    # Clients of that network would get no answer: it would go to the routing mesh's own network.
+    interface = swarm.host.interface
+    for address in ("10.0.0.7/24", "10.255.255.7/24"):  # the latter is the first remedy
+        swarm.host.run_on_it("ip", "address", "add", address, "dev", interface)
+
+    def state():
+        listed = [swarm.docker(kind, "ls").stdout for kind in ("service", "config", "network")]
+        return listed, swarm.docker("network", "inspect", "ingress").stdout
+
+    before = state()
+    reason = swarm.deploy("1").reason()
+    assert f"the network 10.0.0.0/24 of {interface} overlaps Swarm's 10.0.0.0/24" in reason
+    assert state() == before
+    remedy = re.search(r"\(on the host: (.*)\)$", reason)[1]
+    swarm.run("sh", "-ec", remedy, input="y\n")  # docker asks back
+    # The addresses stay: after the remedy, such a host is as good as another to the next tests.
+
+
 def test_a_release_is_deployed_to_two_replicas_behind_the_mesh(mesh):
     assert mesh.first.status == 0, mesh.first.output
-    assert "Release 1 answers at http://10.88.0.1:20200/test\n    app: 2 x " in mesh.first.output
-    ports = mesh.docker("service", "inspect", "--format={{json .Endpoint.Ports}}", "app").stdout
-    [port] = json.loads(ports)
+    answers = f"Release 1 answers at {mesh.url}\n    app_server 2/2, 10 requests checked"
+    assert answers in mesh.first.output
+    ports = mesh.docker("service", "inspect", "--format={{json .Endpoint.Ports}}", "app_server")
+    [port] = json.loads(ports.stdout)
     assert (port["PublishedPort"], port["TargetPort"]) == (20200, 8744)
     assert port["PublishMode"] == "ingress"
 
@@ -148,29 +197,17 @@ def test_five_updates_in_a_row_lose_no_request(loaded):
     [
         pytest.param("crash", {}, "no database", id="crashes at start"),
         pytest.param("unhealthy", {"DEPLOY_TIMEOUT": "60"}, "unhealthy", id="never gets healthy"),
-        pytest.param(
-            "wrong",
-            {},
-            "release other answers at http://10.88.0.1:20200, not wrong",
-            id="answers as another",
-        ),
-        pytest.param(
-            "10.99.0.1:5000/group/trial@sha256:" + "0" * 64, {}, "cannot pull", id="does not exist"
-        ),
-        pytest.param(
-            "10.99.0.1:9/group/trial@sha256:" + "0" * 64,
-            {},
-            "cannot pull",
-            id="is in a registry that is down",
-        ),
-        pytest.param(
-            "1", {"CI_REGISTRY_PASSWORD": "wrong"}, "cannot log in", id="needs other credentials"
-        ),
+        pytest.param("wrong", {}, "release other answers at", id="answers as another"),
+        pytest.param("{CI_REGISTRY}/group/trial", {}, "cannot pull", id="does not exist"),
+        pytest.param("127.0.0.1:9/trial", {}, "cannot pull", id="is in a registry that is down"),
+        pytest.param("1", None, "cannot log in", id="needs other credentials"),
     ],
 )
-def test_a_release_loses_no_request_that(loaded, release, env, words):
+def test_a_release_loses_no_request_that(loaded, registry, release, env, words):
     before = loaded.answering()
-    failed = loaded.deploy(release, **env)
+    if "/" in release:
+        release = release.format(**registry) + "@sha256:" + "0" * 64
+    failed = loaded.deploy(release, **(loaded.host.unwelcome if env is None else env))
     assert words in failed.output
     assert failed.reason()
     assert failed.seconds < 150
@@ -180,11 +217,11 @@ def test_a_release_loses_no_request_that(loaded, release, env, words):
 def test_a_cancelled_job_loses_no_request(loaded):
     before = loaded.answering()
     process = loaded.start("2")
-    await_true(lambda: "updating" in loaded.update_state(), seconds=60)
+    await_true(lambda: loaded.update_state() == "updating", seconds=60)
     os.killpg(process.pid, signal.SIGTERM)  # as a runner does: to every process of the job
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 1 and "deploy: cancelled" in output, output
-    await_true(lambda: "rollback_completed" in loaded.update_state(), seconds=120)
+    await_true(lambda: loaded.update_state() == "completed", seconds=120)
     assert loaded.answering() == before
 
 
@@ -198,55 +235,66 @@ def test_two_jobs_at_once_end_with_one_of_their_releases(loaded):
 
 def test_the_same_release_again_changes_nothing(loaded):
     release = loaded.answering()
-    before = loaded.docker("service", "ps", "--quiet", "app").stdout
+    before = loaded.docker("service", "ps", "--quiet", "app_server").stdout
     again = loaded.deploy(release)
     assert again.status == 0, again.output
-    assert loaded.docker("service", "ps", "--quiet", "app").stdout == before
+    assert loaded.docker("service", "ps", "--quiet", "app_server").stdout == before
 
 
 def test_scaling_from_two_to_six_replicas_and_back_loses_no_request(loaded):
     release = loaded.answering()
     for replicas in ("6", "2"):
         scaled = loaded.deploy(release, DEPLOY_REPLICAS=replicas)
-        assert scaled.status == 0 and f"app: {replicas} x " in scaled.output, scaled.output
+        assert scaled.status == 0, scaled.output
+        assert f"app_server {replicas}/{replicas}, 10 requests checked" in scaled.output
 
 
 def test_rollback_by_hand_loses_no_request(loaded):
     before = loaded.answering()
     assert loaded.deploy("4").status == 0
-    back = Deployment(
-        [*loaded.network, "scripts/deploy", "--rollback"],
-        cwd=loaded.directory,
-        env=loaded.env,
-        timeout=400,
-    )
+    back = loaded.deploy("none", "--rollback")
     assert back.status == 0 and f"Going back to release {before}" in back.output, back.output
     assert loaded.answering() == before
 
 
-def test_when_one_of_two_hosts_is_cut_off_the_other_goes_on(mesh):
+# --- Two hosts
+
+EACH = {"DEPLOY_STACK": "each", "DEPLOY_PORT": "20300", "DEPLOY_PUBLISH_MODE": "host"}
+
+
+def test_in_mode_host_each_node_that_is_ready_has_a_replica(mesh, other):
+    for availability, nodes in (
+        ("active", [mesh.host.name, other.name]),
+        ("drain", [mesh.host.name]),
+    ):
+        mesh.docker("node", "update", f"--availability={availability}", other.name)
+        try:
+            run = mesh.deploy("1", **EACH)
+        finally:
+            mesh.docker("node", "update", "--availability=active", other.name)
+        assert run.status == 0, run.output
+        assert f"each_server {len(nodes)}/{len(nodes)}, 10 requests checked" in run.output
+        assert mesh.nodes("each_server") == nodes
+
+
+def test_when_one_of_two_hosts_is_cut_off_the_other_goes_on(mesh, other):
     # Requests that the mesh sends to a lost replica fail until Swarm notices the loss: nothing can
     # prevent that.
-    other = LabHost(2)
-    try:
-        token = mesh.docker("swarm", "join-token", "--quiet", "worker").stdout.strip()
-        other.docker("swarm", "join", "--token", token, f"{mesh.address}:2377")
-        spread = mesh.deploy(mesh.answering(), DEPLOY_REPLICAS="4")
-        assert spread.status == 0, spread.output
-        assert "a deploy token named gitlab-deploy-token" in spread.output, spread.output
-        assert sorted(mesh.nodes()) == ["lab-host1", "lab-host1", "lab-host2", "lab-host2"]
-        with mesh.load() as here, mesh.load(f"http://{other.address}:20200/test") as there:
-            time.sleep(5)
-        assert not here["failed"], losses(here)
-        assert not there["failed"], losses(there)
+    here, there = mesh.host.name, other.name
+    spread = mesh.deploy(mesh.answering(), DEPLOY_REPLICAS="4")
+    assert spread.status == 0, spread.output
+    assert "a deploy token named gitlab-deploy-token" in spread.output, spread.output
+    assert mesh.nodes() == [here, here, there, there]
+    with mesh.load() as result, mesh.load(mesh.url_of(other)) as result_there:
+        time.sleep(5)
+    assert not result["failed"], losses(result)
+    assert not result_there["failed"], losses(result_there)
 
-        with mesh.load() as result:
-            time.sleep(2)
-            mesh.run("ip", "link", "set", "lab-tap2", "down")
-            await_true(lambda: mesh.nodes() == ["lab-host1"] * 4, seconds=120)
-            time.sleep(20)  # in which nothing more may fail
-    finally:
-        other.end()
+    with mesh.load() as result:
+        time.sleep(2)
+        other.cut_off()
+        await_true(lambda: mesh.nodes() == [here] * 4, seconds=120)
+        time.sleep(20)  # in which nothing more may fail
     lost = [failure[0] for failure in result["failed"]]
     first, last = min(lost, default=0), max(lost, default=0)
     print(
@@ -255,3 +303,7 @@ def test_when_one_of_two_hosts_is_cut_off_the_other_goes_on(mesh):
     )
     assert last < 60, losses(result)
     assert mesh.answering()
+
+    one = mesh.deploy("2", **EACH)
+    assert one.status == 0 and "each_server 1/1" in one.output, one.output
+    assert mesh.nodes("each_server") == [here]

@@ -1,22 +1,25 @@
 """What README.md, Make it yours, tells a fork to do, done in a copy.
 
-Two pushes, the second with a database. What else forks do: test_fork_edits.py.
-Slow: the copy has a host of its own, which begins with nothing.
+Two pushes, the second with more services; what fails, and HTTPS, is deployed in the host itself.
+What else forks do: test_fork_edits.py. Slow: the copy has a host of its own, which begins with
+nothing.
 """
 
+import json
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
-import urllib.request
 
 import pytest
 import requests
 from ruamel.yaml import YAML
 
 from pipelines import Pipeline, blocks
-from support import ROOT, await_true, free_port
+from support import ROOT, await_true
+from test_deploy import STACK, Trial
 from test_fork_edits import change_pipeline
 
 pytestmark = pytest.mark.docker
@@ -34,6 +37,25 @@ class DatabaseHandler(Handler):
 
 
 class TextHandler("""
+WORKER = """import signal
+import time
+
+signal.signal(signal.SIGTERM, lambda *_: exit())
+while True:
+    time.sleep(0.1)
+"""
+MIGRATE = """import os
+
+import psycopg
+
+password = open("/run/secrets/DATABASE_PASSWORD").read()
+with psycopg.connect(
+    host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
+) as connection:
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (id serial, release text)")
+    release = os.environ["SERVICE_RELEASE"]
+    connection.execute("INSERT INTO migrations (release) VALUES (%s)", [release])
+"""
 PACKAGE_TEST = """import itsdangerous
 import requests
 
@@ -50,11 +72,20 @@ def test_the_database_answers(app_url):
 
 
 def block(kind, start):
-    """Return the one block of the section that begins so."""
+    """Return the one block of the section that begins so, with the port of the fork."""
     section = (ROOT / "README.md").read_text().partition("## Make it yours")[2]
     found = [text for language, text in blocks(section) if language == kind]
     [text] = [text for text in found if text.startswith(start)]
-    return text
+    return text.replace("8744", "9000") if kind == "yaml" else text
+
+
+def services(*names):
+    """Return what the page adds to scripts/stack.yml, with these of its services."""
+    text = block("yaml", "  worker:")
+    parts = re.split(r"^(?=  \w+:|volumes:)", text, flags=re.MULTILINE)[1:]
+    kept = [part for part in parts if part.split(":")[0].strip() in (*names, "volumes")]
+    assert len(kept) == len(names) + 1
+    return "\n" + "".join(kept)
 
 
 def a_second_module(fork):
@@ -72,7 +103,7 @@ def a_package_and_a_test(fork):
 
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory):
-    """The copy, with all but the database, after its first push: see `push`, `commit`, `run`."""
+    """The copy, with one service, after its first push: see `push`, `commit`, `run`."""
     fork = Pipeline(tmp_path_factory.mktemp("fork") / "checkout")
     shutil.rmtree(fork.path / "test/template")
     (fork.path / "README.zh-CN.md").unlink()
@@ -89,6 +120,7 @@ def fork(tmp_path_factory):
     fork.run("sh", "-euc", block("sh", "git grep"))
     fork.first = fork.commit("Rename")
     fork.first_push = fork.push()
+    fork.first_image = fork.image
     yield fork
     fork.down()
 
@@ -106,7 +138,7 @@ def test_another_branch_another_port_and_staging_deploy_the_release_twice(fork):
     assert "as a push to main\n" in fork.first_push.stdout
     assert not fork.run("git", "grep", "mainx", check=False).stdout
     port = "--format={{(index .Endpoint.Ports 0).TargetPort}}"
-    assert fork.docker("service", "inspect", port, "app") == "9000\n"
+    assert fork.docker("service", "inspect", port, "app_server") == "9000\n"
 
 
 def test_a_package_and_a_test_that_were_added_are_used(fork):
@@ -115,74 +147,215 @@ def test_a_package_and_a_test_that_were_added_are_used(fork):
     assert 'failures="0"' in junit
 
 
-def test_tests_and_service_reach_a_database(fork, tmp_path):
-    fork.host("sh", "-euc", "printf pa55word > password.txt\n" + block("sh", "docker network"))
+def add_services(fork):
+    def add_to_the_test_job(content):
+        content["test"].update(YAML().load(block("yaml", "  services:")))
 
-    def add_database(content):
-        added = YAML().load(block("yaml", "services:"))
-        content["test"]["services"] += added["services"]
-        content["test"]["variables"].update(added["variables"])
-
-    change_pipeline(fork, add_database)
-    routes = '[("/test", TextHandler)'
+    change_pipeline(fork, add_to_the_test_job)
+    fork.append("scripts/stack.yml", services("worker", "migration", "database"))
+    (fork.path / "worker.py").write_text(WORKER)
+    (fork.path / "migrate.py").write_text(MIGRATE)
+    for name in ("Dockerfile", "scripts/build"):
+        fork.edit(name, "server.py store.py", "server.py store.py worker.py migrate.py")
+    fork.append("requirements.txt", "psycopg[binary]==3.3.9\n")
     fork.edit("server.py", "\nclass TextHandler(", HANDLER)
     fork.edit("server.py", "\nfrom tornado.httpserver", "\nimport psycopg\nfrom tornado.httpserver")
-    fork.append("requirements.txt", "psycopg[binary]==3.3.9\n")
+    routes = '[("/test", TextHandler)'
     fork.edit("server.py", routes, routes + ', ("/database", DatabaseHandler)')
     (fork.path / "test/test_database.py").write_text(DATABASE_TEST)
     fork.run(sys.executable, "-m", "ruff", "format", "--quiet")
-    commit = fork.commit("Add a database")
-    password = tmp_path / "password"
+
+
+class Stack(Trial):
+    """The stack `app` after the second push, with its `first` release; deploys variants of it."""
+
+    def __init__(self, fork, password):
+        add_services(fork)
+        self.first = fork.commit("Add services")
+        self.push = fork.push(
+            APP_DATABASE_HOST="database", APP_SECRET_DATABASE_PASSWORD=str(password)
+        )
+        self.image = fork.image
+        fork.host("sh", "-c", "cat > /tmp/password", input=password.read_text())
+        mode = "{{(index .Spec.EndpointSpec.Ports 0).PublishMode}}"
+        self.env = {
+            "DEPLOY_PORT": str(fork.port),
+            "DEPLOY_ADDRESS": "127.0.0.1",
+            "DEPLOY_PUBLISH_MODE": fork.docker(
+                "service", "inspect", "-f", mode, "app_server"
+            ).strip(),
+            "APP_DATABASE_HOST": "database",
+            "APP_SECRET_DATABASE_PASSWORD": "/tmp/password",
+        }
+        super().__init__(fork, {})
+
+    def variant(self, name, line=""):
+        """Push a variant of the release, with a line more in its Dockerfile; return the image."""
+        tag = f"registry.test/group/project:{name}"
+        dockerfile = (
+            f"FROM {self.image}\n"
+            f"ENV SERVICE_RELEASE={name}\n"
+            f"LABEL org.opencontainers.image.revision={name}\n"
+            f"{line}\n"
+        )
+        self.pipeline.docker("build", "--quiet", "--tag", tag, "-", input=dockerfile)
+        self.pipeline.docker("push", "--quiet", tag)
+        digest = "--format={{index .RepoDigests 0}}"
+        return self.pipeline.docker("inspect", digest, tag).strip()
+
+    def running(self, *names):
+        """Return the tasks of services."""
+        names = [f"app_{name}" for name in names]
+        ps = ("service", "ps", "--quiet", "--no-trunc", "--filter=desired-state=running", *names)
+        return sorted(self.pipeline.docker(*ps).split())
+
+    def images(self, *names):
+        """Return the images of the tasks of services."""
+        names = [f"app_{name}" for name in names]
+        ps = ("service", "ps", "--no-trunc", "--filter=desired-state=running", *names)
+        return set(self.pipeline.docker(*ps, "--format={{.Image}}").split())
+
+    def migrated(self):
+        """Return by which releases the database was migrated, in order."""
+        query = "SELECT release FROM migrations ORDER BY id"
+        psql = ("psql", "--username=postgres", "-Atc", query)
+        return self.in_service(*psql, service="app_database").split()
+
+
+@pytest.fixture(scope="module")
+def stack(fork, tmp_path_factory):
+    """The fork after its second push, with a worker, a migration and a database."""
+    password = tmp_path_factory.mktemp("secret") / "password"
     password.write_text("pa55word")
-    run = fork.push(
-        DEPLOY_NETWORK="data",
-        APP_DATABASE_HOST="database",
-        APP_SECRET_DATABASE_PASSWORD=str(password),
+    return Stack(fork, password)
+
+
+def database_version(fork):
+    return requests.get(fork.url.replace("/test", "/database"), timeout=10)
+
+
+def test_tests_and_services_reach_a_database(fork, stack):
+    assert set(results(stack.push).values()) == {"passed"}, stack.push.stdout
+    assert "pa55word" not in stack.push.stdout
+    answer = database_version(fork)
+    assert (answer.text[:3], answer.headers["X-Release"]) == ("18.", stack.first)
+    assert stack.images("server", "worker") == {stack.image}
+    assert stack.migrated() == [stack.first]
+
+
+def test_an_update_migrates_once_and_leaves_the_database_alone(stack):
+    database = stack.running("database")
+    image = stack.variant("next")
+    update = stack.deploy(image)
+    assert update.status == 0, update.output
+    assert stack.images("server", "worker") == {image}
+    back = stack.run("--rollback")
+    assert back.status == 0, back.output
+    assert stack.images("server", "worker") == {stack.image}
+    assert stack.migrated() == [stack.first, "next"]
+    assert stack.running("database") == database
+
+
+def test_a_worker_that_crashes_takes_the_service_back_with_it(stack):
+    before = stack.migrated()
+    crash = "COPY <<PY /app/worker.py\nraise SystemExit('no work')\nPY"
+    failed = stack.deploy(stack.variant("crash", crash))
+    assert "| no work\n" in failed.output, failed.output
+    assert f"(release {stack.first} answers at " in failed.reason()
+    assert stack.images("server", "worker") == {stack.image}
+    assert stack.migrated() == [*before, "crash"]
+
+
+def test_a_migration_that_fails_touches_nothing(stack):
+    before = stack.running("server", "worker", "database")
+    line = "COPY <<PY /app/migrate.py\nraise KeyError('no such column')\nPY"
+    failed = stack.deploy(stack.variant("unmigrated", line))
+    assert "| Traceback" in failed.output and "| KeyError: 'no such column'" in failed.output
+    assert f"(release {stack.first} answers at " in failed.reason()
+    assert stack.running("server", "worker", "database") == before
+
+
+def test_a_job_that_is_cancelled_while_it_migrates_touches_nothing(stack):
+    before = stack.running("server", "worker", "database")
+    line = "COPY <<PY /app/migrate.py\nimport time\ntime.sleep(99)\nPY"
+    command = stack.command(DEPLOY_IMAGE=stack.variant("slow", line))[:-1]
+    code = "echo $$ > /tmp/deploy.pid; exec scripts/deploy"
+    process = subprocess.Popen(
+        [*command, "sh", "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    assert set(results(run).values()) == {"passed"}, run.stdout
-    assert "pa55word" not in run.stdout
-    url = fork.url.replace("/test", "/database")
-    await_true(lambda: requests.get(url, timeout=10).ok, seconds=60)  # the database starts, too
-    answer = requests.get(url, timeout=10)
-    assert (answer.text[:3], answer.headers["X-Release"]) == ("18.", commit)
+    migrating = ("ps", "--quiet", "--filter=name=app_migration")
+    await_true(lambda: stack.pipeline.docker(*migrating), seconds=60)
+    stack.pipeline.host("sh", "-c", "kill -TERM $(cat /tmp/deploy.pid)")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and f"cancelled (release {stack.first} answers" in output, output
+    assert stack.running("server", "worker", "database") == before
+    await_true(lambda: not stack.pipeline.docker(*migrating), seconds=30)
 
 
-CERTIFICATE = "req -x509 -newkey rsa:2048 -nodes -days 2 -keyout app.key -out app.crt".split()
-NGINX = """pid {directory}/pid;
-error_log {directory}/error.log;
-events {{}}
-http {{
-access_log off;
-{server}}}
-"""
+def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, stack):
+    before = stack.migrated()
+    fork.run("docker", "restart", fork.container())
 
-
-@pytest.mark.lab
-def test_nginx_serves_it_over_https(tmp_path, start_service):
-    service, port = start_service(), free_port()
-    openssl = ["openssl", *CERTIFICATE, "-subj", "/CN=app.example.com"]
-    subprocess.run(openssl, cwd=tmp_path, check=True, capture_output=True)
-    server = block("nginx", "server {").replace("listen 443", f"listen 127.0.0.1:{port}")
-    server = server.replace("/etc/nginx/", f"{tmp_path}/")
-    server = server.replace("127.0.0.1:20200", f"127.0.0.1:{service.port}")
-    configuration = tmp_path / "nginx.conf"
-    configuration.write_text(NGINX.format(directory=tmp_path, server=server))
-    program = shutil.which("nginx", path="/usr/sbin:/usr/bin")
-    nginx = subprocess.Popen([program, "-c", configuration, "-g", "daemon off;"])
-    context = ssl.create_default_context(cafile=tmp_path / "app.crt")
-    context.check_hostname = False
-
-    def ask():
+    def answers():
         try:
-            url = f"https://127.0.0.1:{port}/test"
-            return urllib.request.urlopen(url, context=context, timeout=5)
-        except urllib.error.URLError:
-            return None
+            return database_version(fork).ok
+        except requests.RequestException:
+            return False
 
-    try:
-        answer = await_true(ask)
-        assert answer.status == 200
-        assert answer.headers["X-Release"] == "dev"
-    finally:
-        nginx.terminate()
-        nginx.wait()
+    await_true(answers, seconds=90)
+    assert stack.images("server", "worker") == {stack.image}
+    assert stack.migrated() == before
+    assert fork.manifest("project", stack.first)
+
+
+def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
+    ports = re.search(r"^    ports:\n.*\n", STACK, re.MULTILINE)[0]
+    text = STACK.replace(ports, "").replace("8744", "9000") + services("proxy")
+    # The registry of this host has port 443.
+    stack.declare(text.replace("published: 443", "published: 20443"))
+    fork.host("sh", "-c", "echo 127.0.0.1 app.example.com >> /etc/hosts")
+    url = "https://app.example.com:20443"
+    env = {
+        "DEPLOY_STACK": "secure",
+        "DEPLOY_PUBLISH_MODE": "ingress",
+        "DEPLOY_ADDRESS": url,
+        "DEPLOY_PORT": "20301",
+    }
+    first = stack.deploy(fork.first_image, **env)
+    assert first.status == 0 and f"answers at {url}/test\n" in first.output, first.output
+
+    root = "/data/caddy/pki/authorities/local/root.crt"
+    certificate = stack.in_service("cat", root, service="secure_proxy")
+    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    host = fork.run("docker", "inspect", "-f", address, fork.container()).stdout.strip()
+    context = ssl.create_default_context(cadata=certificate)
+    with socket.create_connection((host, 20443), timeout=10) as plain:
+        client = plain.getsockname()[0]
+        with context.wrap_socket(plain, server_hostname="app.example.com") as connection:
+            connection.sendall(b"GET /test?me HTTP/1.0\r\nHost: app.example.com\r\n\r\n")
+            assert f"x-release: {fork.first}" in connection.recv(9999).decode().lower()
+
+    def logged():
+        log = fork.docker("service", "logs", "--raw", "secure_proxy").splitlines()
+        return [json.loads(line)["request"] for line in log if "/test?me" in line]
+
+    [request] = await_true(logged)
+    assert request["client_ip"] == client
+
+    fork.host("sh", "-c", "cat > /tmp/trial/root.crt", input=certificate)
+    run = ("run", "--rm", "--interactive", "--network=host", "--volume=/tmp/trial:/trial:ro")
+    load = ("python", "/trial/test/load.py", f"{url}/test", "0.01")
+    load = subprocess.Popen(
+        ["docker", "exec", "--interactive", fork.container(), "docker", *run]
+        + ["--env=REQUESTS_CA_BUNDLE=/trial/root.crt", fork.test_image, *load],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert load.stdout.readline() == "loaded\n"
+    for image in (stack.image, fork.first_image):
+        update = stack.deploy(image, **env)
+        assert update.status == 0, update.output
+    result = json.loads(load.communicate(timeout=60)[0])
+    assert set(result["answered"]) == {fork.first, stack.first}
+    assert result["failed"] == []

@@ -15,7 +15,11 @@ SETTINGS = {
     name: default.strip("`")
     for name, default in re.findall(r"^\| `([A-Z_]+)` \| (\S*|the [^|]*) ?\|", README, re.MULTILINE)
 }
-DEPLOY = (ROOT / "scripts/deploy").read_text()
+DEPLOY = "".join(
+    file.read_text()
+    for file in [ROOT / "scripts/deploy", ROOT / "scripts/stack.yml", *ROOT.glob("scripts/*.sh")]
+)
+SCRIPT_FILES = [file for file in (ROOT / "scripts").iterdir() if file.is_file()]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 RENOVATE = json.loads((ROOT / ".renovaterc.json").read_text())
 
@@ -27,11 +31,12 @@ def read_all():
         ROOT / "server.py",
         ROOT / "test/support.py",
     ]
-    return "".join(file.read_text() for file in [*files, *(ROOT / "scripts").iterdir()])
+    return "".join(file.read_text() for file in [*files, *SCRIPT_FILES])
 
 
 FILES = ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt"]
 FILES += ["LICENSE", "test/", "test/template/", *(f"scripts/{name}" for name in SCRIPTS)]
+FILES += ["scripts/stack.yml", "scripts/swarm.sh", "scripts/probe.py"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -57,12 +62,14 @@ def test_figures_in_words_are_those_of_the_scripts():
     server = (ROOT / "server.py").read_text()
     finish = int(re.search(r"^FINISH_SECONDS = (\d+)", server, re.MULTILINE)[1])
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    checks = int(re.search(r"^checks=(\d+)", DEPLOY, re.MULTILINE)[1])
+    probe = (ROOT / "scripts/probe.py").read_text()
+    checks = int(re.search(r"^REQUESTS = (\d+)", probe, re.MULTILINE)[1])
+    drain = int(re.search(r"\bDRAIN_SECONDS=([1-9])", DEPLOY)[1])
     for sentence in (
         f"the address has answered {words[checks]} times",
         f"the last {words[int(SETTINGS['DEPLOY_KEEP'])]} releases stay",
         f"newest {words[int(SETTINGS['DEPLOY_KEEP'])]} stay",
-        f"answers for {words[int(SETTINGS['DEPLOY_DRAIN_SECONDS'])]} seconds more",
+        f"answers for {words[drain]} seconds more",
         f"`app`: {words[int(SETTINGS['DEPLOY_REPLICAS'])]} replicas",
         f"then has {words[finish]} more to finish",
         f"run by user {re.search(r'^USER (?!root)([0-9]+)', DOCKERFILE, re.MULTILINE)[1]}.",
@@ -115,10 +122,7 @@ def test_commands_are_those_that_tests_and_ci_run():
 
 
 def test_every_option_that_is_named_is_one():
-    scripts = (
-        "".join(file.read_text() for file in (ROOT / "scripts").iterdir())
-        + (ROOT / "server.py").read_text()
-    )
+    scripts = "".join(file.read_text() for file in SCRIPT_FILES) + (ROOT / "server.py").read_text()
     named = set(re.findall(r"`(?:scripts/\S+ )?(--[a-z-]+)", README))
     assert {"--only", "--rollback", "--dry-run"} <= named
     assert [
@@ -144,7 +148,7 @@ def shape(line):
     for pattern, name in (
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"\b[0-9a-f]{40}\b", "COMMIT"),
-        (r"task \w+: Failed .* ago:", "TASK"),
+        (r"app_server\.\d: (Failed|Complete) .* ago:", "TASK"),
         (r"[\d.]+ (s|min)$", "TIME"),
         (r"^deploy: .* \(", "deploy: REASON ("),
     ):
@@ -156,7 +160,7 @@ def shape(line):
 def test_what_a_push_prints_is_what_is_shown(pipeline):
     for shown, run in (
         ("job ", pipeline.first),
-        ("==> Updating", pipeline.push_what_does_not_start()),
+        ("==> Deploying", pipeline.push_what_does_not_start()),
     ):
         [text] = [text for _, text in BLOCKS if text.startswith(shown)]
         printed = [shape(line) for line in run.stdout.splitlines()]
@@ -181,6 +185,7 @@ def test_the_failure_that_is_shown_ends_as_the_scripts_say():
         ("scripts/register-runner", "version="),
         ("scripts/register-runner", "curlimages/curl:"),
         ("README.md", "postgres:"),
+        ("README.md", "caddy:"),
         ("README.md", "TornadoServer/"),
     ],
 )

@@ -78,7 +78,8 @@ def ask(url, release, seconds):
             with opener.open(f"{url}/test", timeout=3) as answer:
                 answering = f"release {answer.headers.get('X-Release', 'without a name')}"
         except urllib.error.HTTPError as error:
-            answering = f"an error {error.code}"
+            with error:
+                answering = f"an error {error.code}"
         except (OSError, http.client.HTTPException):
             answering = "nobody"
         if answering == f"release {release}":

@@ -1,5 +1,6 @@
 """scripts/stack.yml as docker reads it, and scripts/probe.py; neither needs an engine."""
 
+import os
 import re
 import shutil
 import socket
@@ -36,7 +37,7 @@ docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 @pytest.mark.skipif(not shutil.which("docker"), reason="docker is not installed")
 def test_docker_reads_the_file_without_a_warning():
     command = ["docker", "stack", "config", "--compose-file", STACK]
-    run = subprocess.run(command, env={"PATH": "/usr/bin", **SETTINGS}, capture_output=True)
+    run = subprocess.run(command, env={**os.environ, **SETTINGS}, capture_output=True)
     assert (run.returncode, run.stderr) == (0, b"")
     server = YAML().load(run.stdout)["services"]["server"]
     assert server["image"] == SETTINGS["DEPLOY_IMAGE"]

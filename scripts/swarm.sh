@@ -239,9 +239,10 @@ forget() {
         fail "cannot remove the record $1: $(why)"
 }
 
-# remove_secrets: removes the stack's secrets that no record names.
+# remove_secrets: reads all records into $named; removes the stack's secrets that none names.
 remove_secrets() {
-    named=$(inspect_all config '{{printf "%s" .Spec.Data}}' "$of_stack")
+    project=--filter=label=project=${image%@*}
+    named=$(inspect_all config '{{printf "%s" .Spec.Data}}' "$project") || return
     for secret in $(ask secret ls "$of_stack" --format '{{.Name}}'); do
         case $named in *"name: $secret"*) ;; *) docker secret rm "$secret" > /dev/null ;; esac
     done
@@ -258,13 +259,12 @@ clean_up() {
         done
     fi
     list_records "$of_stack" | older | xargs -r docker config rm > /dev/null
-    needed=$(inspect_all config '{{printf "%s" .Spec.Data}}' --filter "label=project=${image%@*}")
-    remove_secrets
-    needed="$needed $(ask ps --all --no-trunc --format '{{.Image}}')"
+    remove_secrets || return
+    used=$(ask ps --all --no-trunc --format '{{.Image}}') || return
     set -- --digests --filter "before=$image" --format '{{.Repository}}@{{.Digest}}'
     for repository in "${image%@*}" "${image%@*}/test"; do
         ask image ls "$@" "$repository"
     done | grep @sha256: | while read -r old; do
-        case $needed in *"$old"*) ;; *) docker image rm --force "$old" ;; esac
+        case "$named $used" in *"$old"*) ;; *) docker image rm --force "$old" ;; esac
     done > /dev/null
 }

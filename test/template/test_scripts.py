@@ -475,7 +475,8 @@ def test_a_cache_that_cannot_be_read_is_shown(copy, message):
 
 @pytest.mark.parametrize("name", ["build", "deploy"])
 def test_a_login_that_fails_names_server_and_user_only(copy, name):
-    copy = copy(docker=but({"login *": "cat > /dev/null; " + error("one line\ndenied: no")}))
+    login = {"login *": "cat > /dev/null; " + error("one line\ndenied: no")}
+    copy = copy(docker=but(login))
     answer = copy.run(name, **REGISTRY, DEPLOY_IMAGE=IMAGE)
     assert reason(answer) == f"{name}: cannot log in to registry.test as robot: denied: no\n"
     assert PASSWORD not in answer.stdout + "".join(copy.calls())
@@ -521,6 +522,34 @@ def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, word
     assert words in answer
     assert copy.calls("service") + copy.calls("stack") == []
     assert copy.read("deploy.env") is None
+
+
+CLEAN_UP = """
+    die() { echo "$*" >&2; exit 1; }
+    in_time() { true; }
+    work=. engine=engine label=label of_stack=--filter=label image=registry.test/app@sha256:bb
+    DEPLOY_STRATEGY=replace DEPLOY_KEEP=3
+    . scripts/swarm.sh
+    (clean_up) || true
+"""
+
+
+@pytest.mark.parametrize("kept, calls", [("exit 1", []), ("", ["image rm", "secret rm"])])
+def test_nothing_is_removed_while_the_records_cannot_be_read(copy, kept, calls):
+    answers = {
+        "config ls --quiet *": kept,
+        "config ls *": "",
+        "secret ls *": "echo app-KEY-1",
+        "image ls *": "echo registry.test/app@sha256:aa",
+        "ps *": "",
+        "* rm *": "",
+    }
+    copy = copy(docker=answers, sleep={"*": ""})
+    shutil.copy(ROOT / "scripts/swarm.sh", copy.path / "scripts")
+    env = {"PATH": f"{copy.bin}:{copy.tools}"}
+    subprocess.run([*copy.shell, "-c", CLEAN_UP], cwd=copy.path, env=env, check=True)
+    removed = [" ".join(call.split()[:2]) for call in copy.calls() if " rm " in call]
+    assert sorted({*removed}) == calls
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,7 @@ def test_a_cache_that_cannot_be_read_is_shown(copy, message):
 @pytest.mark.parametrize("name", ["build", "deploy"])
 def test_a_login_that_fails_names_server_and_user_only(copy, name):
     login = {"login *": "cat > /dev/null; " + error("one line\ndenied: no")}
-    copy = copy(docker=but(login))
+    copy = copy(docker=but(login), sleep={"*": ""})
     answer = copy.run(name, **REGISTRY, DEPLOY_IMAGE=IMAGE)
     assert reason(answer) == f"{name}: cannot log in to registry.test as robot: denied: no\n"
     assert PASSWORD not in answer.stdout + "".join(copy.calls())
@@ -484,7 +484,7 @@ def test_a_login_that_fails_names_server_and_user_only(copy, name):
 
 
 def test_deploy_logs_in_with_the_deploy_token_if_there_is_one(copy):
-    copy = copy(docker=but({"pull *": "exit 1"}))
+    copy = copy(docker=but({"pull *": "exit 1"}), sleep={"*": ""})
     token = {"CI_DEPLOY_USER": "lasting", "CI_DEPLOY_PASSWORD": "t0ken"}
     copy.run("deploy", **REGISTRY, **token, DEPLOY_IMAGE=IMAGE)
     assert copy.calls("login") == ["login --username lasting --password-stdin registry.test"]

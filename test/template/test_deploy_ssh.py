@@ -103,11 +103,11 @@ class Remote:
     def services(self):
         return self.pipeline.docker("service", "ls", "--quiet", "--filter=name=remote").split()
 
+    def containers(self):
+        return self.pipeline.docker("ps", "--quiet", "--filter=name=remote").split()
+
     def remove(self):
-        for kind in ("service", "config"):
-            listed = self.pipeline.docker(kind, "ls", "--quiet", "--filter=name=remote")
-            for name in listed.split():
-                self.pipeline.docker(kind, "rm", name)
+        self.pipeline.docker("stack", "rm", "--detach=false", "remote")
         shutil.rmtree(self.temporary)
 
 
@@ -160,4 +160,4 @@ def test_when_it_is_cancelled_no_copy_of_the_key_stays(remote, shell, moment):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and "deploy: cancelled" in output, output
     assert not list(remote.temporary.iterdir())
-    assert not remote.services()
+    assert not remote.services() and not remote.containers()  # so the next one finds its port free

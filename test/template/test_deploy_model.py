@@ -132,7 +132,10 @@ class Host:
         """Remove all that there is of the stacks, and the images that they ran."""
         for stack in Found(self).stacks():
             self.pipeline.docker("stack", "rm", "--detach=false", stack)
-        self.pipeline.host("sh", "-c", f"docker image ls -q {REPOSITORY} | xargs -r docker rmi -f")
+        images = f"docker image ls --quiet {REPOSITORY} | sort -u"
+        code = f"{images} | xargs -r docker image rm --force"
+        # Until this says nothing: `stack rm` waits for the tasks, but not for their containers.
+        await_true(lambda: not self.pipeline.host("sh", "-c", code, check=False), seconds=30)
 
 
 class Found:

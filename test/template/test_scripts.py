@@ -22,6 +22,24 @@ TOOLS = (
     "awk basename cat chmod cksum cmp cp cut date dirname env expr grep head id ls mkdir mktemp mv "
     "printenv rm sed sha256sum sleep sort tail tee timeout touch tr uname uniq wc xargs"
 ).split()
+LAPTOP = ["build", "serve", "test", "venv"]  # those that people run on a Mac, too
+COMMAND = r"(?:^|[|;&({!]|\b(?:do|else|env|exec|if|then|until|while)\b) *"
+# What only GNU's tools know, or understand so, each with an example.
+GNU = {
+    r"sed .*-[irsz]\b": "sed -i s/a/b/ file",
+    r"(sed|grep) .*\\[|+?]": r"grep 'a\|b' file",
+    r"grep .*-\w*P": "grep -oP a file",
+    r"date [^|;)]*(-d|-I|-r|%N)": "date -d @0",
+    r"mktemp (?!-d\))": "mktemp -p .",
+    r"xargs .*-\w*[rd]": "xargs -r echo",
+    r"(head|tail) .*(-c|-n *-)": "head -c 10",
+    r"echo -": "echo -n a",
+    r"cp .*-\w*[au]": "cp -a here there",
+    r"find [^./$\"]": "find -name a",
+    r"(cat|cp|cut|date|grep|head|ls|mkdir|mv|rm|sed|sort|tail|tr|wc) [^|;)]*--\w": "rm --force a",
+    r"(flock|getent|ip|nproc|readlink|realpath|setsid|shuf|stat|tac)\b": "if stat -c %s file",
+    r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
+}
 PARTS = ["swarm.sh", "stack.yml", "probe.py"]  # of scripts/deploy
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
@@ -146,7 +164,8 @@ def shell(request, tmp_path_factory):
     list_applets = [command[0], "--list"] if "sh" in command else ["true"]
     applets = subprocess.run(list_applets, stdout=subprocess.PIPE, text=True).stdout.split()
     for tool in TOOLS:
-        (tools / tool).symlink_to(command[0] if tool in applets else shutil.which(tool))
+        if path := command[0] if tool in applets else shutil.which(tool):
+            (tools / tool).symlink_to(path)  # a Mac has no timeout
     return command, tools
 
 
@@ -188,6 +207,15 @@ def test_every_script_can_be_run_and_begins_alike(name):
     script = ROOT / "scripts" / name
     assert os.access(script, os.X_OK)
     assert re.match(rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\n", script.read_text())
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_what_runs_on_a_laptop_asks_only_what_every_tool_knows(name):
+    lines = (ROOT / "scripts" / name).read_text().splitlines()
+    for pattern, example in GNU.items():
+        assert re.search(COMMAND + pattern, example)
+        found = [line for line in lines if re.search(COMMAND + pattern, line.strip())]
+        assert found == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -517,7 +545,7 @@ SOCKET = (
     ids="engine swarm worker locked socket drained pull hint".split(),
 )
 def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, words):
-    copy = copy(docker=but(answers), sleep={"*": ""})
+    copy = copy(docker=but(answers), sleep={"*": ""}, timeout={"*": 'shift; "$@"'})
     answer = reason(copy.run("deploy", DEPLOY_IMAGE=IMAGE))
     assert words in answer
     assert copy.calls("service") + copy.calls("stack") == []

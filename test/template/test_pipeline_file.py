@@ -179,7 +179,7 @@ def test_a_release_is_deployed_or_waits_for_a_click_whatever_the_scope(scope, de
 
 def test_a_job_says_itself_how_it_deploys_and_where():
     for name, strategy in (("deploy", "replace"), ("beside", "beside"), ("stop", "beside")):
-        assert JOBS[name]["script"][0].startswith(f"DEPLOY_STRATEGY={strategy} scripts/deploy")
+        assert JOBS[name]["script"][0].startswith(f"DEPLOY_STRATEGY={strategy} sh scripts/deploy")
         environment = JOBS[name]["environment"]["name"]
         assert re.findall(r"\$\w+", environment) in ([], ["$CI_COMMIT_SHORT_SHA"])
 
@@ -243,9 +243,15 @@ def test_the_tests_run_in_what_was_built_and_ask_what_will_be_deployed():
 
 
 def test_the_jobs_tell_the_tests_apart():
-    assert JOBS["test"]["script"] == ["scripts/test --ignore=test/template"]
-    fast = 'scripts/test test/template -m "not docker and not lab"'
+    assert JOBS["test"]["script"] == ["sh scripts/test --ignore=test/template"]
+    fast = 'sh scripts/test test/template -m "not docker and not lab"'
     assert JOBS["template"]["script"] == [fast]
+
+
+@every_job
+def test_a_job_needs_no_executable_bits_which_a_copy_made_on_windows_has_lost(job):
+    for line in lines(job):
+        assert not re.search(r"(?<!\bsh )(?<!\bpython3 )\bscripts/\w+", line)
 
 
 def test_one_version_of_docker_everywhere():

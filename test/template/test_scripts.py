@@ -219,6 +219,13 @@ def test_what_runs_on_a_laptop_asks_only_what_every_tool_knows(name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_calls_others_without_their_executable_bits(name):
+    text = (ROOT / "scripts" / name).read_text()
+    usage = re.sub(r"<<USAGE.*?^USAGE$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"^ *(exec |if |! )*scripts/", usage, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_and_misuse(copy, name):
     # No docker and no Python in reach; and no fact of the machine in the help.
     machine = ("uname", "hostname", "nproc", "getconf", "id")

@@ -19,7 +19,9 @@ class Debugged:
         copy, log = path / "copy", path / "log"
         self.source, self.log = copy / "server.py", log.read_text
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "reports", "test"))
-        (copy / "scripts/venv").write_text("#!/bin/sh\n")  # there is one:
+        (copy / "scripts/venv").write_text("")  # there is one:
+        for script in (copy / "scripts").iterdir():
+            script.chmod(0o644)  # as after a copy made on Windows
         (copy / ".venv/bin").mkdir(parents=True)
         (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (copy / ".venv/bin/python").chmod(0o755)

@@ -338,6 +338,8 @@ def test_secrets_reach_the_service_and_nothing_else(deployed):
     run = deployed.deploy("1", **env)
     assert run.status == 0 and "pa55word" not in run.output, run.output
     assert deployed.in_service("cat", "/run/secrets/DATABASE_PASSWORD") == "pa55word"
+    read = 'cat "$APP_SECRET_DATABASE_PASSWORD"'  # as code does that runs on a laptop, too
+    assert deployed.in_service("sh", "-c", read) == "pa55word"
     assert "pa55word" not in deployed.inspect("{{json .}}")
     assert "pa55word" not in deployed.pipeline.docker("config", "inspect", "trial.2")
 

@@ -15,7 +15,7 @@ from support import ROOT, await_true
 class Debugged:
     """A copy of the service that scripts/serve --debug runs."""
 
-    def __init__(self, path, port=0):
+    def __init__(self, path, port=0, **env):
         copy, log = path / "copy", path / "log"
         self.source, self.log = copy / "server.py", log.read_text
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "reports", "test"))
@@ -27,7 +27,7 @@ class Debugged:
         (copy / ".venv/bin/python").chmod(0o755)
         command = ["sh", "scripts/serve", "--debug", "--address=127.0.0.1", f"--port={port}"]
         # The coverage of a copy is not the service's.
-        env = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+        env |= {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
         with log.open("w") as out:
             self.process = subprocess.Popen(command, cwd=copy, env=env, stdout=out, stderr=out)
 
@@ -48,8 +48,8 @@ def debug(tmp_path):
     """Starts the service so; ends it after the test."""
     started = []
 
-    def start(*port):
-        started.append(Debugged(tmp_path, *port))
+    def start(*port, **env):
+        started.append(Debugged(tmp_path, *port, **env))
         return started[0]
 
     yield start
@@ -71,6 +71,24 @@ def test_debug_ends_on_ctrl_c(debug):
     service.process.send_signal(signal.SIGINT)
     assert service.process.wait(10) == 0
     assert "Traceback" not in service.log()
+
+
+def test_settings_and_secrets_reach_the_service_and_another_pythons_variables_do_not(
+    debug, tmp_path
+):
+    (tmp_path / "password").write_text("pa55word")
+    service = debug(
+        APP_DATABASE_HOST="database",
+        APP_SECRET_DATABASE_PASSWORD=str(tmp_path / "password"),
+        PYTHONHOME="/nowhere",
+    )
+    values = (
+        'os.environ["APP_DATABASE_HOST"], open(os.environ["APP_SECRET_DATABASE_PASSWORD"]).read()'
+    )
+    text = service.source.read_text()
+    service.change_until(
+        text.replace("\nRELEASE", f"\nprint({values})\nRELEASE"), "database pa55word"
+    )
 
 
 def test_debug_says_that_a_port_is_taken(debug):

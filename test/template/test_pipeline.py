@@ -3,8 +3,14 @@
 Slow: each push takes half a minute, like a real one.
 """
 
+import json
+import os
 import re
+import shutil
+import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -12,6 +18,25 @@ import requests
 from support import await_true
 
 pytestmark = pytest.mark.docker
+
+SETTINGS = {
+    "APP_CONTROL": "a\x7fb\tc\x01",
+    "APP_DOLLAR": "a$HOME b${HOME} c$$d $1 $",
+    "APP_EMPTY": "",
+    "APP_HOME": "~/x",
+    "APP_JSON": '{"a": [1, "b"], "c": null}',
+    "APP_LINES": "first\nAPP_FAKE=1\n  indented: yes\r\n\n",
+    "APP_NUMBER": "007",
+    "APP_PATH": "/var/lib/data",
+    "APP_QUOTES": 'it\'s "so" `id` \\n # no comment',
+    "APP_SPACES": "  two  ",
+    "APP_UNICODE": "ü 中 😀",
+}
+SECRETS = {
+    "APP_SECRET_KEY": b"no line feed " + b"at the end",  # nor does this file have it
+    "APP_SECRET_LINES": b"it's 'two' $HOME $$\r\n\n  APP_FAKE=1 \xf0\x9f\x98\x80\n\n",
+    "APP_SECRET_SPACES": b"  \n",
+}
 
 
 def environment_is_cached(log):
@@ -88,16 +113,53 @@ def test_a_change_of_requirements_rebuilds_the_environment(pipeline):
     with (pipeline.path / "requirements.txt").open("a") as file:
         file.write("# changed\n")
     commit = pipeline.commit("Change the requirements")
-    run = pipeline.push()
+    branch = pipeline.run("git", "branch", "--show-current").stdout
+    run = pipeline.push(GIT_DIR=f"{pipeline.path}/.git")  # as git's hooks have it
+    assert pipeline.run("git", "branch", "--show-current").stdout == branch
     assert run.returncode == 0, run.stdout
     assert not environment_is_cached(run.stdout)
     assert answering(pipeline) == commit
 
 
-def test_refresh_rebuilds_the_environment_of_the_same_commit(pipeline):
-    run = pipeline.push(BUILD_REFRESH="1")
-    assert run.returncode == 0, run.stdout
-    assert not environment_is_cached(run.stdout)
+@pytest.fixture(scope="module")
+def refreshed(pipeline):
+    """A push with settings of all kinds, secrets in files of relative paths, and a plain bash."""
+    tools = pipeline.path / ".git/tools"
+    tools.mkdir()
+    # What is good enough for dash is good enough for the bash of macOS, 3.2.
+    (tools / "bash").symlink_to(shutil.which("dash") or shutil.which("bash"))
+    for name, content in SECRETS.items():
+        (tools / name).write_bytes(content)
+    secrets = {name: f".git/tools/{name}" for name in SECRETS}
+    path = f"{tools}:{os.environ['PATH']}"
+    return pipeline.push(BUILD_REFRESH="1", PATH=path, **SETTINGS, **secrets)
+
+
+def test_refresh_rebuilds_the_environment_of_the_same_commit(refreshed):
+    assert refreshed.returncode == 0, refreshed.stdout
+    assert not environment_is_cached(refreshed.stdout)
+
+
+def test_settings_and_secrets_reach_the_service_as_they_are(refreshed, pipeline):
+    assert refreshed.returncode == 0, refreshed.stdout
+    [container, *_] = pipeline.docker("ps", "--quiet", "--filter=name=app_server").split()
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    found = json.loads(pipeline.docker("exec", container, "python", "-c", code))
+    assert {name: found[name] for name in found if name.startswith("APP_")} == SETTINGS
+    for name, content in SECRETS.items():
+        secret = "/run/secrets/" + name.removeprefix("APP_SECRET_")
+        code = f"print(open({secret!r}, 'rb').read())"
+        assert pipeline.docker("exec", container, "python", "-c", code) == f"{content}\n"
+
+
+def test_no_file_keeps_a_secret_when_the_push_is_over(refreshed, pipeline):
+    kept = [
+        *pipeline.path.glob(".pipeline/*"),
+        *pipeline.path.glob(".pipeline/source/.gitlab*/**/*"),
+    ]
+    texts = [file.read_bytes() for file in kept if file.is_file()]
+    assert [text for text in texts if SECRETS["APP_SECRET_KEY"] in text] == []
+    assert list(Path("/tmp").glob("gitlab-ci-local-file-variables-*/APP_SECRET_SPACES")) == []
 
 
 def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
@@ -140,6 +202,24 @@ def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
     assert "Read-only file system: '/var/tmp/started'" in run.stdout, run.stdout
     assert f"release {before} answers" in run.stdout, run.stdout
     assert answering(pipeline) == before
+
+
+def test_ctrl_c_leaves_nothing_of_the_job_that_ran(pipeline):
+    def objects():
+        lists = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
+        return [pipeline.docker(*command, "--quiet").split() for command in lists]
+
+    before = objects()
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = ["scripts/pipeline", f"--port={pipeline.port}"]
+    options = {"cwd": pipeline.path, "start_new_session": True}
+    with subprocess.Popen(command, **streams, **options) as process:
+        assert next(line for line in process.stdout if "==> Building release" in line)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        output = process.stdout.read()
+    assert process.returncode == 130
+    assert output.endswith("\npipeline: cancelled (scripts/pipeline begins anew)\n")
+    assert objects() == before
 
 
 def test_after_a_restart_of_the_host_the_service_is_back_by_itself(pipeline):

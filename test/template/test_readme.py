@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 
 import pytest
 import requests
@@ -47,6 +48,13 @@ def test_every_file_is_explained(name):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_one(name):
     assert name in read_all()
+
+
+def test_scripts_pipeline_hands_on_every_setting_of_its_jobs():
+    handed_on = runpy.run_path(str(ROOT / "scripts/pipeline"))["SETTINGS"]
+    left_out = {name for name in SETTINGS if not handed_on.fullmatch(name)}
+    by_hand = {"TEST_SERVICE_URL", "SERVICE_RELEASE"}
+    assert left_out == {"DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS", *by_hand}
 
 
 def test_every_setting_of_deploy_is_listed_with_its_default():

@@ -40,6 +40,7 @@ GNU = {
     r"(flock|getent|ip|nproc|readlink|realpath|setsid|shuf|stat|tac)\b": "if stat -c %s file",
     r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
 }
+PYTHON = ["pipeline"]  # the others are sh
 PARTS = ["swarm.sh", "stack.yml", "probe.py"]  # of scripts/deploy
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
@@ -123,7 +124,7 @@ class Copy:
         for file in {name, *PARTS}:
             shutil.copy(ROOT / "scripts" / file, self.path / "scripts")
         return subprocess.Popen(
-            [*self.shell, f"scripts/{name}", *arguments],
+            [*([sys.executable] if name in PYTHON else self.shell), f"scripts/{name}", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -196,7 +197,8 @@ def pushes(tmp_path_factory, shell):
 
 def test_shellcheck_finds_nothing():
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    files = [*(ROOT / "scripts" / name for name in SCRIPTS), *ROOT.glob(".ci/run")]
+    scripts = [ROOT / "scripts" / name for name in SCRIPTS if name not in PYTHON]
+    files = [*scripts, *ROOT.glob(".ci/run")]
     command = [shutil.which("shellcheck", path=path), "--external-sources", *files]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 0, answer.stdout
@@ -206,7 +208,10 @@ def test_shellcheck_finds_nothing():
 def test_every_script_can_be_run_and_begins_alike(name):
     script = ROOT / "scripts" / name
     assert os.access(script, os.X_OK)
-    assert re.match(rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\n", script.read_text())
+    head = rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\n"
+    if name in PYTHON:
+        head = rf'#!/usr/bin/env python3\n"""Usage: scripts/{name}\b'
+    assert re.match(head, script.read_text())
 
 
 @pytest.mark.parametrize("name", LAPTOP)
@@ -686,8 +691,44 @@ def test_pipeline_refuses_what_is_no_port(copy, port):
     assert reason(copy().run("pipeline", f"--port={port}")) == f"pipeline: '{port}' is no port\n"
 
 
-def test_pipeline_says_that_no_engine_answers(copy):
+@pytest.mark.parametrize("options", [[], ["--down"]])
+def test_pipeline_says_that_no_engine_answers(copy, options):
     commands = {name: {} for name in PIPELINE_NEEDS}
-    copy = copy(**{**commands, "docker": {"version": error("is it running?")}})
-    assert reason(copy.run("pipeline")) == "pipeline: no Docker engine answers: is it running?\n"
-    assert copy.calls() == ["version"] and not (copy.path / ".pipeline").exists()
+    copy = copy(**{**commands, "docker": {"ps --quiet": error("is it running?")}})
+    answer = reason(copy.run("pipeline", *options))
+    assert answer == "pipeline: docker ps failed: is it running?\n"
+    assert copy.calls() == ["ps --quiet"] and not (copy.path / ".pipeline").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("APP_SECRET_KEY", "nowhere", "a file that can be read: 'nowhere' (No such file or "),
+        ("APP_SECRET_KEY", "", "a file that can be read: '' (Is a directory)"),
+        ("APP_SECRET_KEY", "latin-1", "UTF-8 text"),
+        ("APP_TEXT", "\udce4", "UTF-8 text"),
+    ],
+)
+def test_pipeline_refuses_settings_that_no_variable_can_have(copy, name, value, words):
+    copy = copy()
+    (copy.path / "latin-1").write_bytes(b"\xe4\n")
+    assert f"pipeline: {name} is not {words}" in reason(copy.run("pipeline", **{name: value}))
+
+
+@pytest.mark.docker  # in the job's image there is no git
+@pytest.mark.parametrize(
+    "env, words",
+    [
+        ({}, "does not have any commits yet"),
+        ({"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}, "git config --global --add safe.directory /"),
+    ],
+    ids=["no commit", "another owner"],
+)
+def test_pipeline_says_why_git_names_no_commit(copy, env, words):
+    commands = {name: {} for name in PIPELINE_NEEDS if name != "git"}
+    copy = copy(**{**commands, "docker": {"ps --quiet": ""}})
+    (copy.bin / "git").symlink_to(shutil.which("git"))
+    subprocess.run(["git", "init", "--quiet", copy.path], check=True)
+    answer = reason(copy.run("pipeline", **env))
+    assert answer.startswith("pipeline: git log failed: fatal: ") and words in answer
+    assert not (copy.path / ".pipeline").exists()

@@ -76,10 +76,23 @@ find_engine() {
 # log_in: lets the engine pull, with a deploy token if there is one.
 log_in() {
     [ -n "$password" ] || return 0
+    prefer_logins
     try send_password || die "cannot log in to $CI_REGISTRY as $user: $(why)"
     [ "$nodes" = 1 ] || [ -n "${CI_DEPLOY_PASSWORD:-}" ] ||
         echo "    A replica that moves to another node later may find no image: the password ends" \
             "with this job (a deploy token named gitlab-deploy-token lasts)"
+}
+# prefer_logins: lets `docker login` add to DOCKER_AUTH_CONFIG, often a reader's, which docker would
+# prefer otherwise. docker ignores one with credential helpers, which would stop the login.
+prefer_logins() {
+    case ${DOCKER_AUTH_CONFIG:-} in
+        '' | *'"cred'*) ;;
+        *)
+            export DOCKER_CONFIG="$work"
+            printf '%s' "$DOCKER_AUTH_CONFIG" > "$work/config.json"
+            ;;
+    esac
+    unset DOCKER_AUTH_CONFIG
 }
 send_password() {
     printf '%s' "$password" | docker login --username "$user" --password-stdin "$CI_REGISTRY"

@@ -1,9 +1,21 @@
+# source       what the others take from the checkout
 # environment ── test        the pipeline's test job runs in it
 #            └── release     what is deployed; the default
 #                  └── debug the release and tools to look around with; built by hand
 
 # A registry mirror or GitLab's dependency proxy, with the slash at its end.
 ARG IMAGE_PREFIX=
+
+# With the modes that are given here, the same files are the same to the cache whatever umask they
+# were checked out with, and a release cannot write its source.
+FROM scratch AS source
+
+COPY --chmod=644 requirements.txt /
+COPY --chmod=644 test/requirements.txt /test/
+COPY --chmod=644 *.py /app/
+# A package needs a line of its own, and 755: COPY --chmod=755 package /app/package/
+
+
 FROM ${IMAGE_PREFIX}python:3.14-slim AS environment
 
 ARG TZ=Asia/Shanghai
@@ -13,7 +25,7 @@ WORKDIR /app
 # The package index comes as a secret, pip.conf: it may hold a password, and leaves no trace in the
 # image. The service cannot write bytecode, so that is made here: pip compiles the packages, and
 # importing them compiles the parts of the standard library that they use.
-COPY requirements.txt /app/
+COPY --from=source requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \
     test -f "/usr/share/zoneinfo/$TZ" || { echo "there is no time zone '$TZ' (see TZ)"; exit 1; }; \
@@ -25,7 +37,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 
 FROM environment AS test
 
-COPY test/requirements.txt /app/test/
+COPY --from=source test/requirements.txt /app/test/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-cache-dir --root-user-action=ignore -r test/requirements.txt
 # scripts/test takes this Python and makes no virtual environment.
@@ -36,7 +48,7 @@ FROM environment AS release
 
 # Linked, the code is a layer of its own, pushed without pulling what it stands on. A RUN, a WORKDIR
 # or a --chmod from here on would pull it all.
-COPY --link server.py /app/
+COPY --link --from=source app /app/
 USER 10001:10001
 EXPOSE 8744
 # Every half second until it is healthy first, every ten seconds from then on.

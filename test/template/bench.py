@@ -151,8 +151,7 @@ def image(pipeline):
     in_base = json.loads(
         pipeline.docker("image", "inspect", "--format={{json .RootFS.Layers}}", base)
     )
-    commit = pipeline.run("git", "rev-parse", "HEAD").stdout.strip()
-    layers = pipeline.manifest("project", commit)["layers"]
+    layers = pipeline.manifest(pipeline.image)["layers"]
     size = sum(layer["size"] for layer in layers[len(in_base) :])
     show("compressed size added to the base image (under 4 MB)", f"{size / 1e6:.2f} MB")
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -129,14 +130,15 @@ class Pipeline(Checkout):
         """Run the docker client against the engine of the pipeline's host."""
         return self.host("docker", *arguments, **options)
 
-    def manifest(self, name, tag):
+    def manifest(self, image):
         """Return what the registry answers when it may answer with any kind of manifest."""
+        name, digest = image.removeprefix("registry.test/").split("@")
         code = (
             "import ssl, sys, urllib.request as r\n"
             "request = r.Request(sys.argv[1], headers={'Accept': sys.argv[2]})\n"
             "print(r.urlopen(request, context=ssl._create_unverified_context()).read().decode())"
         )
-        url = f"https://127.0.0.1/v2/group/{name}/manifests/{tag}"
+        url = f"https://127.0.0.1/v2/{name}/manifests/{digest}"
         fetch = ("python", "-c", code, url, ", ".join(MANIFESTS))
         return json.loads(self.docker("run", "--rm", "--network=host", self.image, *fetch))
 
@@ -168,11 +170,13 @@ class Pipeline(Checkout):
         self,
         dind="--privileged --volume certs:/certs/client",
         client="--volume certs:/certs/client",
+        prepare="true",
         **env,
     ):
         """Run the build job as a runner does: a client container, and a dind service beside it.
 
-        `dind` and `client` are what the runner gives to each; return the log, with the exit status.
+        `dind` and `client` are what the runner gives to each; `prepare` is shell code that changes
+        the checkout. Return the log, with the exit status.
         """
         self.clean_build_job()
         self.put_source("/tmp/source")
@@ -187,8 +191,9 @@ class Pipeline(Checkout):
             "DOCKER_CERT_PATH": "/certs/client",
             **env,
         }
-        env = " ".join(f"--env {name}={value}" for name, value in env.items())
+        env = shlex.join(f"--env={name}={value}" for name, value in env.items())
         code = f"""
+            (cd /tmp/source && {prepare})
             docker network create job > /dev/null
             docker run --detach --quiet --name docker --network job {dind} \\
                 --volume /etc/dind:/etc/docker:ro --add-host registry.test:host-gateway \\

@@ -3,11 +3,14 @@
 All of it runs in the pipeline's host, against its registry. Slow: each dind makes its keys first.
 """
 
+import base64
+import json
 import re
 
 import pytest
 
 from support import await_true
+from test_deploy import Trial
 
 pytestmark = pytest.mark.docker
 
@@ -72,9 +75,42 @@ def test_an_unprotected_branch_reads_the_cache_and_leaves_it_alone(pipeline, bui
     assert cache() == before
 
 
+def test_neither_umask_nor_proxy_is_part_of_the_cache_or_of_the_image(pipeline, build):
+    # The proxy leads nowhere: nothing needs to be fetched.
+    proxy = "http://reader:pa55word@198.18.21.9:9"
+    output = build(
+        HTTP_PROXY=proxy,
+        https_proxy=proxy,
+        NO_PROXY="docker,registry.test",
+        CI_COMMIT_REF_PROTECTED="false",
+        prepare="chmod 777 *.py *.txt test/*.txt",
+    )
+    assert re.search(r"\[environment \d/\d\] RUN .*: cached$", output, re.MULTILINE), output
+    image = re.search(r"DEPLOY_IMAGE=(\S+)", output)[1]
+    stat = ("stat", "-c", "%a %n", "server.py", "requirements.txt")
+    modes = pipeline.docker("run", "--rm", image, *stat)
+    assert modes.endswith("644 server.py\n644 requirements.txt\n")
+    everything = pipeline.docker("image", "inspect", image)
+    everything += pipeline.docker("history", "--no-trunc", "--format=json", image)
+    assert "pa55word" not in everything + output and "_PROXY" not in everything.upper()
+
+
+def test_each_build_of_a_commit_has_a_tag_of_its_own(pipeline, build):
+    images = []
+    for job in ("1001", "1002"):
+        output = build(CI_JOB_ID=job, CI_COMMIT_SHA="4" * 40, CI_COMMIT_REF_PROTECTED="false")
+        images.append(re.search(r"DEPLOY_IMAGE=(\S+)", output)[1])
+    tags = [f"registry.test/group/project:{'4' * 40}-{job}" for job in ("1001", "1002")]
+    digests = "--format={{json .RepoDigests}}"
+    for tag in tags:
+        pipeline.docker("pull", "--quiet", tag)
+    found = [json.loads(pipeline.docker("inspect", digests, tag)) for tag in tags]
+    assert images[0] != images[1] and found == [[image] for image in images]
+
+
 def test_the_pushed_images_are_plain_manifests(pipeline):
-    for name in ("project", "project/test"):
-        manifest = pipeline.manifest(name, pipeline.first_commit)
+    for image in (pipeline.first_image, pipeline.first_test_image):
+        manifest = pipeline.manifest(image)
         assert manifest["mediaType"].endswith(
             ("image.manifest.v1+json", "distribution.manifest.v2+json")
         )
@@ -86,16 +122,23 @@ def test_the_pushed_images_are_plain_manifests(pipeline):
     [
         pytest.param(
             {"client": ""},
-            "/certs/client is empty (the runner must mount a volume at /certs/client",
+            "ca.pem: no such file or directory (the runner must mount a volume at /certs/client",
             id="no certificates",
         ),
         pytest.param(
             {"dind": "--volume certs:/certs/client"},
-            "the runner must start it privileged",
+            "(the runner must start the dind service privileged",
             id="not privileged",
         ),
         pytest.param(
-            {"DOCKER_HOST": "tcp://dokcer:2376"}, "or DOCKER_HOST misnames it", id="wrong host"
+            {"DOCKER_HOST": "tcp://dokcer:2376"},
+            "no such host (remove the CI/CD variable DOCKER_HOST: it overrides tcp://docker:2376",
+            id="another host",
+        ),
+        pytest.param(
+            {"DOCKER_TLS_CERTDIR": "", "dind": "--privileged --env DOCKER_TLS_CERTDIR="},
+            "(remove the CI/CD variable DOCKER_TLS_CERTDIR: it overrides /certs of",
+            id="no TLS",
         ),
     ],
 )
@@ -116,6 +159,24 @@ def test_the_index_and_its_password_are_used_and_leave_no_trace(pipeline, build)
     assert "Looking in indexes: http://reader:****@0.0.0.0:9/simple" in output
     assert "not a trusted" not in output
     assert "pa55word" not in output
+
+
+def test_what_a_build_fetches_comes_through_the_proxy(pipeline, build):
+    address = "198.18.21.1"  # one that no engine takes for its networks
+    pipeline.host("ip", "address", "replace", f"{address}/32", "dev", "lo")
+    run = ("run", "--detach", "--network=host", "--name=proxy", pipeline.first_image)
+    pipeline.docker(*run, "python", "-u", "-m", "http.server", "3128")  # its log has the requests
+    try:
+        output = build(
+            HTTP_PROXY=f"http://reader:pa55word@{address}:3128",
+            NO_PROXY="docker,registry.test",
+            PIP_INDEX_URL="http://index.test/simple",
+            prepare="echo '# changed again' >> requirements.txt",
+        )
+        assert "status 1" in output and "pa55word" not in output
+        assert "GET http://index.test/simple/tornado/ " in pipeline.docker("logs", "proxy"), output
+    finally:
+        pipeline.docker("rm", "--force", "proxy")
 
 
 @pytest.fixture
@@ -139,3 +200,68 @@ def test_a_private_ca_that_dind_knows_is_enough_to_push(build, private_registry)
     )
     assert "status 0" in output, output
     assert f"DEPLOY_IMAGE={private_registry}/group/project@sha256:" in output, output
+
+
+# A registry on two ports, to clients two registries. Its only user is robot, with pa55word.
+LOCKED_REGISTRY = """
+    for port in 5444 5445; do
+        for directory in /etc/dind /etc/docker; do
+            cp -r $directory/certs.d/registry.test $directory/certs.d/registry.test:$port
+        done
+    done
+    mkdir /locked
+    echo 'robot:$2b$04$c/Z7RvtLTC6JRNbJIbV7peec1ffJUzL0nNlVV0w1wiKK5LdelnQpS' > /locked/htpasswd
+    docker run --detach --name locked --publish 5444:5000 --publish 5445:5000 \\
+        --volume /locked:/locked:ro --volume /var/lib/docker/registry-tls:/tls:ro \\
+        --env REGISTRY_HTTP_TLS_CERTIFICATE=/tls/registry.crt \\
+        --env REGISTRY_HTTP_TLS_KEY=/tls/registry.key \\
+        --env REGISTRY_AUTH=htpasswd --env REGISTRY_AUTH_HTPASSWD_REALM=locked \\
+        --env REGISTRY_AUTH_HTPASSWD_PATH=/locked/htpasswd \\
+        registry:3.1.1
+"""
+
+
+@pytest.fixture
+def locked_registry(pipeline):
+    """A registry with a password, as the project's, and the same as another, which has Python."""
+    pipeline.host("sh", "-euc", LOCKED_REGISTRY)
+    own, other = "registry.test:5444", "registry.test:5445"
+    login = ("login", "--username=robot", "--password-stdin", own)
+    await_true(lambda: "Succeeded" in pipeline.docker(*login, input="pa55word", check=False))
+    base = f"{own}/python:3.14-slim"
+    dockerfile = "FROM python:3.14-slim\nLABEL copy=true\n"
+    pipeline.docker("build", "--quiet", "--tag", base, "-", input=dockerfile)
+    pipeline.docker("push", "--quiet", base)
+    pipeline.docker("rmi", base)
+    pipeline.docker("logout", own)
+    yield own, other
+    pipeline.docker("rm", "--force", "--volumes", "locked")
+    pipeline.host("sh", "-c", "rm -r /locked /etc/d*/certs.d/registry.test:544[45]")
+
+
+def test_the_jobs_login_beats_docker_auth_config_which_serves_for_others(
+    pipeline, build, locked_registry
+):
+    own, other = locked_registry
+    right, wrong = (
+        {"auth": base64.b64encode(f"robot:{password}".encode()).decode()}
+        for password in ("pa55word", "wrong")
+    )
+    login = {
+        "CI_REGISTRY": own,
+        "CI_REGISTRY_USER": "robot",
+        "CI_REGISTRY_PASSWORD": "pa55word",
+        "DOCKER_AUTH_CONFIG": json.dumps({"auths": {own: wrong, other: right}}),
+    }
+    output = build(
+        **login,
+        IMAGE_PREFIX=f"{other}/",
+        CI_REGISTRY_IMAGE=f"{own}/group/project",
+        CI_COMMIT_SHA="5" * 40,
+    )
+    assert "status 0" in output, output
+
+    trial = Trial(pipeline, {})
+    deployment = trial.deploy(re.search(r"DEPLOY_IMAGE=(\S+)", output)[1], **login)
+    trial.remove()
+    assert deployment.status == 0, deployment.output

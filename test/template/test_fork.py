@@ -88,12 +88,14 @@ def services(*names):
     return "\n" + "".join(kept)
 
 
-def a_second_module(fork):
-    (fork.path / "store.py").write_text("ORDERS = []\n")
+def a_second_module_and_a_package(fork):
+    (fork.path / "shop").mkdir()
+    (fork.path / "shop/__init__.py").write_text("ORDERS = []\n")
+    (fork.path / "store.py").write_text("from shop import ORDERS\n\n__all__ = ['ORDERS']\n")
+    copy = "COPY --chmod=644 *.py /app/\n"
+    fork.edit("Dockerfile", copy, copy + "COPY --chmod=755 shop /app/shop/\n")
     added = "import store\n\nORDERS = store.ORDERS\n"
     fork.edit("server.py", "\nRELEASE = os", f"\n{added}RELEASE = os")
-    fork.edit("Dockerfile", "COPY --link server.py /app/", "COPY --link server.py store.py /app/")
-    fork.edit("scripts/build", "chmod go=u-w server.py", "chmod go=u-w server.py store.py")
 
 
 def a_package_and_a_test(fork):
@@ -114,7 +116,7 @@ def fork(tmp_path_factory):
         content.update(YAML().load(block("yaml", "staging:")))
 
     change_pipeline(fork, change)
-    a_second_module(fork)
+    a_second_module_and_a_package(fork)
     a_package_and_a_test(fork)
     fork.commit("Make it ours")
     fork.run("sh", "-euc", block("sh", "git grep"))
@@ -145,6 +147,9 @@ def test_a_package_and_a_test_that_were_added_are_used(fork):
     junit = (fork.path / ".pipeline/source/reports/junit.xml").read_text()
     assert "test_the_new_package_is_there" in junit
     assert 'failures="0"' in junit
+    code = "import itsdangerous, os; print(os.path.exists(itsdangerous.__cached__))"
+    compiled = fork.docker("run", "--rm", fork.first_image, "python", "-c", code)
+    assert compiled.endswith("True\n")
 
 
 def add_services(fork):
@@ -155,8 +160,6 @@ def add_services(fork):
     fork.append("scripts/stack.yml", services("worker", "migration", "database"))
     (fork.path / "worker.py").write_text(WORKER)
     (fork.path / "migrate.py").write_text(MIGRATE)
-    for name in ("Dockerfile", "scripts/build"):
-        fork.edit(name, "server.py store.py", "server.py store.py worker.py migrate.py")
     fork.append("requirements.txt", "psycopg[binary]==3.3.9\n")
     fork.edit("server.py", "\nclass TextHandler(", HANDLER)
     fork.edit("server.py", "\nfrom tornado.httpserver", "\nimport psycopg\nfrom tornado.httpserver")
@@ -305,7 +308,7 @@ def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, st
     await_true(answers, seconds=90)
     assert stack.images("server", "worker") == {stack.image}
     assert stack.migrated() == before
-    assert fork.manifest("project", stack.first)
+    assert fork.manifest(stack.image)
 
 
 def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):

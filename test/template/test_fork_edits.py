@@ -59,8 +59,6 @@ def a_second_module_that_a_library_warns_about(fork):
     fork.edit(
         "server.py", "\nRELEASE = os", "\nimport store\n\nORDERS = store.ORDERS\nRELEASE = os"
     )
-    fork.edit("Dockerfile", "COPY --link server.py /app/", "COPY --link server.py store.py /app/")
-    fork.edit("scripts/build", "chmod go=u-w server.py", "chmod go=u-w server.py store.py")
 
 
 @edit

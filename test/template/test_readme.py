@@ -91,9 +91,8 @@ def test_the_clean_up_policy_matches_the_tags_that_are_pushed():
         r'"keep tags matching" `(.*?)`,\s+"remove tags matching" `(.*?)`', README
     ).groups()
     build = (ROOT / "scripts/build").read_text()
-    assert "$repository:$RELEASE" in build and re.fullmatch(
-        remove, "0123456789abcdef0123456789abcdef01234567"
-    )
+    assert "$repository:$RELEASE-${CI_JOB_ID:-" in build
+    assert re.fullmatch(remove, "0123456789abcdef0123456789abcdef01234567-4711")
     assert re.search(rf"\$repository:{keep}\b", build) and not re.fullmatch(remove, keep)
 
 

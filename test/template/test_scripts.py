@@ -57,6 +57,8 @@ METADATA = """{
 }"""
 BUILD = f"""
     printf '%s' "${{PIP_CONF-}}" > "$0.pip.conf"
+    printenv > "$0.env"
+    [ -z "${{DOCKER_CONFIG-}}" ] || cp "$DOCKER_CONFIG/config.json" "$0.config.json"
     case $* in *"--target test "*) digest=bb ;; *) digest=aa ;; esac
     while [ $# -gt 0 ]; do
         [ "$1" != --metadata-file ] || echo '{METADATA}' | sed "s/DIGEST/$digest/" > "$2"
@@ -78,6 +80,7 @@ REGISTRY = {
     "CI_REGISTRY_IMAGE": "registry.test/app",
     "CI": "true",
     "CI_COMMIT_SHA": "c0ffee",
+    "CI_JOB_ID": "42",
     "ENGINE_SECONDS": "0",
     "CI_DEPENDENCY_PROXY_SERVER": "gitlab.test:443",
     "CI_DEPENDENCY_PROXY_USER": "reader",
@@ -250,8 +253,13 @@ def test_help_and_misuse(copy, name):
 @pytest.mark.parametrize(
     "commands, env, words",
     [
-        ({}, {}, "docker is not installed"),
-        ({"docker": {"buildx version": "exit 1"}}, {}, "docker has no buildx"),
+        ({}, {}, "docker with buildx is needed: "),
+        (
+            {"docker": {"buildx version": error("docker: unknown command: docker buildx")}},
+            {},
+            "is needed: docker: unknown command: docker buildx (",
+        ),
+        ({"docker": DOCKER}, {"TMPDIR": "/nowhere"}, "(TMPDIR must name a directory"),
         (
             {"docker": DOCKER},
             {"IMAGE_PREFIX": "mirror.test"},
@@ -263,7 +271,7 @@ def test_help_and_misuse(copy, name):
             "no container registry (switch it on: Settings > General",
         ),
     ],
-    ids=["docker", "buildx", "slash", "registry"],
+    ids=["docker", "buildx", "temporary", "slash", "registry"],
 )
 def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
     copy = copy(**commands)
@@ -279,11 +287,15 @@ def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words)
             "bin",
             "must mount a volume at /certs/client",
         ),
-        ("dial tcp: lookup docker on 10.0.0.1:53: no such host", "", "or DOCKER_HOST misnames it"),
+        (
+            "dial tcp: lookup docker on 10.0.0.1:53: no such host",
+            "",
+            "no such host (the runner must start the dind service privileged",
+        ),
         (
             "dial tcp 10.0.0.2:2376: connect: connection refused",
             "",
-            "the runner must start it privileged",
+            "connection refused (the runner must start the dind service privileged",
         ),
         ("one line\ntls: bad certificate", "", "tcp://docker:2376: tls: bad certificate"),
     ],
@@ -296,11 +308,92 @@ def test_build_explains_why_no_engine_answers(copy, message, cert_path, words):
     assert copy.calls("buildx build") == []
 
 
+@pytest.mark.parametrize("name", ["DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_CERT_PATH"])
+def test_build_names_the_variable_that_overrides_the_pipelines_file(copy, name):
+    copy = copy(docker=but({"version": error("open /certs/client/ca.pem: no such file")}))
+    shutil.copy(ROOT / ".gitlab-ci.yml", copy.path)
+    file = {
+        "DOCKER_HOST": "tcp://docker:2376",
+        "DOCKER_TLS_CERTDIR": "/certs",
+        "DOCKER_CERT_PATH": "/certs/client",
+    }
+    words = f"no such file (remove the CI/CD variable {name}: it overrides {file[name]} of"
+    assert words in reason(copy.run("build", **{**REGISTRY, **file, name: ""}))
+    assert "runner must mount" in reason(copy.run("build", **REGISTRY, **file))
+
+
+def test_build_says_that_it_cannot_write_what_it_hands_on_before_it_builds(copy):
+    copy = copy(docker=DOCKER)
+    (copy.path / "build.env").mkdir()
+    answer = reason(copy.run("build", **REGISTRY))
+    assert answer.startswith("build: cannot write build.env: ") and "directory" in answer
+    assert copy.calls("buildx build") == []
+
+
+def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
+    copy = copy(docker=DOCKER)
+    (copy.bin / "git").symlink_to(shutil.which("git"))
+
+    def built(**env):
+        answer = copy.run("build", GIT_CEILING_DIRECTORIES=str(copy.path.parent), **env)
+        return answer.returncode, answer.stdout.splitlines()[-1:], answer.stderr
+
+    assert built() == (0, ["Built app:release of dev"], "")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run([*git, "init", "--quiet"], cwd=copy.path, check=True)
+    assert built() == (0, ["Built app:release of dev"], "")
+    commit = [*git, "commit", "--quiet", "--allow-empty", "--message=First"]
+    subprocess.run(commit, cwd=copy.path, check=True)
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=copy.path, text=True).strip()
+    assert built() == (0, [f"Built app:release of {head}"], "")
+    status, _, message = built(GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
+    assert status == 1 and message.count("\n") == 1
+    assert message.startswith("build: cannot tell the commit: fatal: detected dubious ownership")
+    assert len(copy.calls("buildx build")) == 3
+
+
+@pytest.mark.parametrize(
+    "name, value, given",
+    [
+        ("HTTP_PROXY", f"http://me:{PASSWORD}@proxy.test:3128", True),
+        ("https_proxy", f"http://me:{PASSWORD}@proxy.test:3128", True),
+        ("no_proxy", "localhost,127.0.0.1", True),
+        ("NO_PROXY", "127.0.0.1", True),
+        ("HTTP_PROXY", "", False),
+        ("http_proxy", "http://127.0.0.1:7890", False),  # where RUN would meet itself
+        ("HTTPS_PROXY", "http://me@localhost:7890/", False),
+        ("HTTPS_PROXY", "localhost:7890", False),
+    ],
+)
+def test_build_names_a_proxy_and_leaves_its_value_to_the_environment(copy, name, value, given):
+    copy = copy(docker=DOCKER)
+    answer = copy.run("build", **{name: value})
+    [build] = copy.calls("buildx build")
+    assert re.findall(r" --build-arg (\w+_PROXY)\b", build, re.IGNORECASE) == [name] * given
+    assert f"{name}={value}\n" in copy.read("bin/docker.env")
+    assert PASSWORD not in build + answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("config", ['{"auths": {"other.test": {"auth": "eDp5"}}}', "{broken"])
+def test_build_lets_its_login_join_docker_auth_config(copy, config):
+    copy = copy(docker=DOCKER)
+    assert copy.run("build", **REGISTRY, DOCKER_AUTH_CONFIG=config).returncode == 0
+    assert copy.read("bin/docker.config.json") == config
+    assert "DOCKER_AUTH_CONFIG" not in copy.read("bin/docker.env")
+
+
+def test_credential_helpers_that_the_job_lacks_do_not_stop_its_login(copy):
+    copy = copy(docker=DOCKER)
+    config = '{"auths": {}, "credHelpers": {"other.test": "ecr-login"}}'
+    assert copy.run("build", **REGISTRY, DOCKER_AUTH_CONFIG=config).returncode == 0
+    assert "DOCKER_" not in copy.read("bin/docker.env")
+
+
 def test_build_by_hand_loads_the_target_and_hands_nothing_on(copy):
     copy = copy(docker=DOCKER)
     assert copy.run("build", "debug").returncode == 0
     [build] = copy.calls("buildx build")
-    assert "--target debug " in build and build.endswith(" --load --tag app:debug .")
+    assert "--target debug " in build and " --load --tag app:debug " in build
     assert copy.calls("login") == [] and copy.read("build.env") is None
 
 
@@ -331,7 +424,19 @@ def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
     [
         (
             "Get https://registry.test/v2/: tls: x509: certificate signed by unknown authority",
-            "--ca-file --registry",
+            "unknown authority (dind lacks its CA: scripts/register-runner --ca-file --registry)",
+        ),
+        (
+            "x509: certificate has expired or is not yet valid: current time 2026-11-26T10:00:00Z",
+            "current time 2026-11-26T10:00:00Z (give the registry a certificate",
+        ),
+        (
+            "x509: certificate is valid for other.test, not registry.test",
+            "valid for other.test, not registry.test (give the registry a certificate",
+        ),
+        (
+            "x509: certificate relies on legacy Common Name field, use SANs instead",
+            "legacy Common Name field, use SANs instead (give the registry a certificate",
         ),
         ("http: server gave HTTP response to HTTPS client", "it does not speak HTTPS"),
         (
@@ -339,7 +444,7 @@ def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
             "as robot: unauthorized: incorrect password",
         ),
     ],
-    ids=["private CA", "http", "password"],
+    ids=["private CA", "expired", "other name", "legacy", "http", "password"],
 )
 def test_build_explains_why_it_cannot_log_in(copy, message, words):
     copy = copy(docker=but({"login *": error(message)}))
@@ -351,13 +456,13 @@ def test_a_protected_ref_writes_the_cache(pushes):
     for build in pushes["protected"].calls("buildx build"):
         assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
         assert "--cache-to type=inline " in build
-        assert re.search(r'"name=\S+:c0ffee,\S+:cache"', build)
+        assert re.search(r'"name=\S+:c0ffee-42,\S+:cache"', build)
 
 
 def test_other_refs_only_read_the_cache(pushes):
     for build in pushes["unprotected"].calls("buildx build"):
         assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
-        assert "--cache-to" not in build and re.search(r'"name=[^,]+:c0ffee"', build)
+        assert "--cache-to" not in build and re.search(r'"name=[^,]+:c0ffee-42"', build)
 
 
 def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
@@ -385,9 +490,10 @@ def test_build_logs_in_to_the_dependency_proxy_where_it_is_used(pushes, push, lo
 
 def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
     builds = pushes["protected"].calls("buildx build")
-    assert all("--build-arg TZ=Asia/Tokyo " in build for build in builds)
+    assert all("--build-arg TZ " in build for build in builds)
+    assert "TZ=Asia/Tokyo\n" in pushes["protected"].read("bin/docker.env")
     builds = pushes["unprotected"].calls("buildx build")
-    assert not any("TZ=" in build for build in builds)
+    assert not any("--build-arg TZ " in build for build in builds)
 
 
 def test_build_hands_on_both_images_by_digest(pushes):

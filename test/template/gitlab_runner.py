@@ -1,8 +1,9 @@
 #!/usr/local/bin/python
 """A stand-in for gitlab-runner 19.4 that registers, verifies, unregisters and runs as the real one.
 
-The flags that the token of a runner forbids are fatal; registering twice appends a second entry;
-verify exits with 0 when the server is out of reach; only its log says which runner is valid.
+The flags that the token of a runner forbids are fatal; registering twice appends a second entry; a
+template fills in what flags do not say; verify exits with 0 when the server is out of reach, and
+only its log says whether a runner is valid, or alive if a registration token made it.
 """
 
 import argparse
@@ -27,16 +28,23 @@ RESERVED = (
     "paused",
     "locked",
 )
-ENTRY = """\
-[[runners]]
-  name = "{name}"
-  url = "{url}"
-  id = {id}
-  token = "{token}"
-  executor = "{executor}"
-  [runners.docker]
-    image = "{docker_image}"
-"""
+
+
+def toml(value):
+    """Return a value as TOML has it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def dump(config):
+    """Return the text of a configuration, as the real one writes it: without comments."""
+    lines = [f"concurrent = {config.get('concurrent', 1)}"]
+    for entry in config["runners"]:
+        plain = {key: value for key, value in entry.items() if not isinstance(value, dict)}
+        lines += ["", "[[runners]]"]
+        lines += [f"  {key} = {toml(value)}" for key, value in plain.items()]
+        lines += ["  [runners.docker]"]
+        lines += [f"    {key} = {toml(value)}" for key, value in entry["docker"].items()]
+    return "\n".join(lines) + "\n"
 
 
 def system_id(config=CONFIG):
@@ -84,7 +92,10 @@ def verdict(entry, config=CONFIG):
         system_id=system_id(config),
     )
     level = "" if status == 200 else "ERROR: "
-    words = {200: "is valid", 403: "is not valid"}.get(status, "failed")
+    words = {200: "is valid", 403: "is not valid"}
+    if not entry["token"].startswith("glrt-"):
+        words = {200: "is alive", 403: "is removed"}
+    words = words.get(status, "failed")
     runner = entry["token"][5:14]
     detail = status or f"couldn't execute POST against {entry['url']}: {answer}"
     print(
@@ -97,10 +108,11 @@ def verdict(entry, config=CONFIG):
 def register(arguments):
     parser = argparse.ArgumentParser(prog="gitlab-runner register", allow_abbrev=False)
     parser.add_argument("--non-interactive", action="store_true", required=True)
-    flags = ("config", "url", "name", "executor", "docker-image", "token", "tls-ca-file")
-    for flag in (*flags, *RESERVED):
+    flags = ("config", "template-config", "url", "name", "executor", "token", "tls-ca-file")
+    for flag in (*flags, "docker-image", *RESERVED):
         parser.add_argument(f"--{flag}")
     given = vars(parser.parse_args(arguments))
+    path = given["config"] or CONFIG
     token = given["token"] or os.environ.get("CI_SERVER_TOKEN", "")
     environment = (
         "RUNNER_TAG_LIST",
@@ -110,19 +122,30 @@ def register(arguments):
         "REGISTER_PAUSED",
     )
     if (
-        not token.startswith("glrt-")
-        or any(given[flag.replace("-", "_")] for flag in RESERVED)
+        any(given[flag.replace("-", "_")] for flag in RESERVED)
         or any(map(os.environ.get, environment))
-    ):
+    ) and token.startswith("glrt-"):
         sys.exit(
             "FATAL: Runner configuration other than name and executor configuration is reserved"
         )
-    entry = {"url": given["url"], "token": token, "tls-ca-file": given["tls_ca_file"]}
-    status, answer = verdict(entry, given["config"] or CONFIG)
+    [template] = tomllib.loads(Path(given["template_config"]).read_text())["runners"]
+    entry = {key: given[key] for key in ("name", "url")} | {"id": 0, "token": token}
+    if given["tls_ca_file"]:
+        entry["tls-ca-file"] = given["tls_ca_file"]
+    status, answer = verdict(entry, path)
     if status != 200:
         sys.exit("PANIC: Failed to verify the runner.")
-    with open(given["config"] or CONFIG, "a") as config:
-        config.write(ENTRY.format(**{**given, "id": answer["id"], "token": token}))
+    if token.startswith("glrt-"):
+        entry["id"] = answer["id"]
+    docker = template.pop("docker") | {"image": given["docker_image"]}
+    if not docker["helper_image"]:
+        del docker["helper_image"]
+    if not docker.get("disable_cache") and "/cache" not in docker["volumes"]:
+        docker["volumes"].append("/cache")
+    entry |= {"executor": given["executor"]} | template | {"docker": docker}
+    config = tomllib.loads(Path(path).read_text()) if os.path.exists(path) else {}
+    config["runners"] = [*config.get("runners", []), entry]
+    Path(path).write_text(dump(config))
 
 
 def named(arguments):
@@ -136,20 +159,6 @@ def named(arguments):
 
 def verify(arguments):
     sys.exit(1 if any(verdict(entry)[0] == 403 for entry in named(arguments)[1]) else 0)
-
-
-def unregister(arguments):
-    config, gone = named(arguments)
-    for entry in gone:
-        call(
-            "DELETE",
-            entry["url"],
-            "/runners/managers",
-            entry.get("tls-ca-file"),
-            token=entry["token"],
-            system_id=system_id(config),
-        )
-    Path(config).write_text("")  # the real one writes what is left in its own way, without comments
 
 
 def run(arguments):
@@ -166,5 +175,5 @@ def run(arguments):
 
 
 if __name__ == "__main__":
-    commands = {"register": register, "verify": verify, "unregister": unregister, "run": run}
+    commands = {"register": register, "verify": verify, "run": run}
     commands[sys.argv[1]](sys.argv[2:])

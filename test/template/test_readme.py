@@ -54,7 +54,8 @@ def test_scripts_pipeline_hands_on_every_setting_of_its_jobs():
     handed_on = runpy.run_path(str(ROOT / "scripts/pipeline"))["SETTINGS"]
     left_out = {name for name in SETTINGS if not handed_on.fullmatch(name)}
     by_hand = {"TEST_SERVICE_URL", "SERVICE_RELEASE"}
-    assert left_out == {"DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS", *by_hand}
+    by_itself = {"DEPLOY_HOST", "DEPLOY_ADDRESS", "DEPLOY_PORT", "DEPLOY_PORTS"}
+    assert left_out == {"DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS", *by_itself, *by_hand}
 
 
 def test_every_setting_of_deploy_is_listed_with_its_default():
@@ -131,7 +132,7 @@ def test_commands_are_those_that_tests_and_ci_run():
 def test_every_option_that_is_named_is_one():
     scripts = "".join(file.read_text() for file in SCRIPT_FILES) + (ROOT / "server.py").read_text()
     named = set(re.findall(r"`(?:scripts/\S+ )?(--[a-z-]+)", README))
-    assert {"--only", "--rollback", "--dry-run"} <= named
+    assert {"--only", "--rollback", "--status"} <= named
     assert [
         option for option in named if f"{option} " not in scripts and f"{option})" not in scripts
     ] == []

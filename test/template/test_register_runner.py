@@ -5,8 +5,6 @@ Docker is real, and so is the dind that the script tries.
 
 import ipaddress
 import json
-import os
-import pty
 import re
 import subprocess
 import time
@@ -43,6 +41,16 @@ TERMINATE = r"""
             kill -TERM ${process#/proc/}
         fi
     done
+"""
+REAL_DOCKER = "/usr/bin/docker"
+# Makes a swarm with a secret when it is asked to make one, and then fails as Docker does.
+DOCKER_THAT_IS_LATE = f"""\
+#!/bin/sh
+if [ "$1 $2" = "swarm init" ]; then
+    {REAL_DOCKER} swarm init --advertise-addr 127.0.0.1
+    echo x | {REAL_DOCKER} secret create mine -
+fi
+exec {REAL_DOCKER} "$@"
 """
 MAKE_CERTIFICATE = """
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gitlab \\
@@ -144,7 +152,9 @@ class Host:
         """Make it bare again, and forget all runners."""
         names = "docker ps --all --format '{{.Names}}' | grep ci-runner"
         self.sh(f"{names} | xargs -r docker rm --force --volumes", check=False)
-        self.sh("docker volume rm --force ci-runner ci-runner-dind", check=False)
+        self.sh(
+            "docker volume ls --quiet | grep ci-runner | xargs -r docker volume rm", check=False
+        )
         self.sh("docker swarm leave --force", check=False)
         self.gitlab("/reset", "PUT")
 
@@ -181,18 +191,17 @@ def reason(run):
 
 def test_a_bare_host_becomes_two_verified_runners(host):
     run = host.register(GITLAB_TOKEN="glpat-create")
-    print(f"{run.seconds:.1f} s\n{run.stdout}")
+    print(f"{run.seconds:.1f} s\n{run.stdout}")  # a figure, not a promise
     assert run.returncode == 0, run.stdout
     assert "WRONG" not in run.stdout
-    assert "ok: a privileged dind starts and answers over TLS" in run.stdout
-    assert run.seconds < 30
+    assert "ok: a privileged dind answers over TLS" in run.stdout
     assert host.options("run_untagged") == ["true", "false"]
     assert host.options("access_level") == ["not_protected", "ref_protected"]
     assert host.options("tag_list") == ["", "deploy"]
     assert host.options("locked") == ["true", "true"]
     assert [len(managers) for managers in host.options("managers")] == [1, 1]
     assert host.left()[2] == "active"
-    assert "deploy waits until mainx is protected" in run.stdout
+    assert "they wait until mainx is protected" in run.stdout
     # It runs, from a configuration of which it does not complain.
     assert "WARNING" not in host.sh("docker logs ci-runner 2>&1")
     mode = host.sh("docker exec ci-runner stat -c %a /etc/gitlab-runner/config.toml")
@@ -207,7 +216,7 @@ def test_each_runner_has_the_power_that_its_jobs_need(registered):
     assert build["privileged"] is deploy["privileged"] is False
     assert build["services_privileged"]
     assert build["allowed_privileged_services"] == ["**/docker:*-dind"]
-    assert build["volumes"] == ["/certs/client", "/cache"]
+    assert build["volumes"] == ["/certs/client", "/cache", "ci-runner-dind:/etc/docker:ro"]
     assert "services_privileged" not in deploy and deploy["allowed_services"] == ["none"]
     assert deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
 
@@ -219,53 +228,66 @@ def test_the_same_call_again_changes_nothing(registered):
 
     before = state()
     asked = len(registered.gitlab()["requests"])
-    run = registered.register(GITLAB_TOKEN="glpat-manage")
-    assert run.returncode == 0 and run.seconds < 5, f"{run.seconds}\n{run.stdout}"
+    run = registered.run()
+    print(f"{run.seconds:.1f} s\n{run.stdout}")  # a figure, not a promise
+    assert run.returncode == 0, run.stdout
     assert state() == before
     paths = {(method, path) for method, path, _ in registered.gitlab()["requests"][asked:]}
     assert paths == {("POST", "/api/v4/runners/verify")}
 
 
-def test_changed_options_correct_what_is_there(registered):
-    options = (
+def daemon(host):
+    """Return the daemon.json of dind."""
+    command = "docker run --rm --volume ci-runner-dind:/v python:3.14-slim cat /v/daemon.json"
+    return json.loads(host.sh(command))
+
+
+def test_an_option_changes_what_it_says_and_nothing_else(host):
+    first = (
         "--tags=linux",
         "--description=other",
         "--registry-mirror=http://10.99.0.1:5001",
+        "--registry-mirror=https://[fd00::1]:5002",
         "--mtu=1400",
         "--concurrent=7",
-        "--image=python:3.14-slim",
         "--locked=false",
         "--access-level=ref_protected",
     )
-    run = registered.register(*options, GITLAB_TOKEN="glpat-manage", IMAGE_PREFIX="")
+    assert host.register(*first, GITLAB_TOKEN="glpat-create").returncode == 0
+    assert host.options("tag_list") == ["linux", "deploy,linux"]
+    assert host.options("description") == ["other build", "other deploy"]
+    assert host.options("locked") == ["false", "false"]
+    assert host.options("access_level")[0] == "ref_protected"
+    before, runners = host.config(), host.runners()
+    container = host.sh("docker ps --no-trunc --quiet --filter name=ci-runner")
+    run = host.run("--image=python:3.14-slim", "--mtu=1300", "--description=a = b")
     assert run.returncode == 0, run.stdout
-    config, runners = registered.config()
-    assert config["concurrent"] == 7
-    assert runners["build"]["docker"]["volumes"][-1] == "ci-runner-dind:/etc/docker:ro"
-    mount = "--volume ci-runner-dind:/v"
-    daemon = registered.sh(f"docker run --rm {mount} python:3.14-slim cat /v/daemon.json")
-    assert json.loads(daemon) == {
-        "mtu": 1400,
-        "registry-mirrors": ["http://10.99.0.1:5001"],
+    assert host.sh("docker ps --no-trunc --quiet --filter name=ci-runner") == container
+    assert host.runners() == runners
+    config, entries = host.config()
+    for name in ("build", "deploy"):
+        assert entries[name]["docker"]["image"] == "python:3.14-slim"
+        before[1][name]["docker"]["image"] = "python:3.14-slim"
+        before[1][name]["name"] = f"a = b {name}"
+    assert (config, entries) == before and config["concurrent"] == 7
+    assert daemon(host) == {
+        "mtu": 1300,
+        "registry-mirrors": ["http://10.99.0.1:5001", "https://[fd00::1]:5002"],
         "insecure-registries": ["10.99.0.1:5001"],
     }
-    assert registered.options("tag_list") == ["linux", "deploy,linux"]
-    assert registered.options("description")[1] == "other deploy"
-    assert registered.options("locked") == ["false", "false"]
-    assert registered.options("access_level")[0] == "ref_protected"
-    for name in ("build", "deploy"):
-        assert runners[name]["docker"]["image"] == "python:3.14-slim"
-    assert "of protected branches only" in run.stdout
+    assert host.run("--mtu=", "--registry-mirror=", "--image=", "--ca-file=").returncode == 0
+    assert daemon(host) == {"mtu": 1500, "registry-mirrors": [], "insecure-registries": []}
+    assert host.config()[1]["build"]["docker"]["image"] == "docker:29.7.2-cli"
 
 
-def test_without_manage_runner_it_says_what_to_change_in_gitlab(registered):
-    run = registered.register("--tags=linux", GITLAB_TOKEN="glpat-create")
+def test_another_version_of_gitlab_runner_takes_the_place_of_the_first(registered):
+    registered.sh(f"docker tag {RUNNER_IMAGE} gitlab/gitlab-runner:alpine-v18.11.2")
+    run = registered.run("--runner-version=18.11.2")
     assert run.returncode == 0, run.stdout
-    number = next(iter(registered.runners()))
-    assert f"change runner #{number} in Settings > CI/CD > Runners" in run.stdout
-    assert "tag_list=linux|" in run.stdout
-    assert registered.register("--tags=linux", GITLAB_TOKEN="glpat-manage").returncode == 0
-    assert registered.options("tag_list") == ["linux", "deploy,linux"]
+    show = "docker inspect --format '{{.Config.Image}}' ci-runner"
+    for _ in range(2):
+        assert registered.sh(show).strip() == "gitlab/gitlab-runner:alpine-v18.11.2"
+        assert registered.run().returncode == 0
 
 
 def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
@@ -290,55 +312,50 @@ def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
 def test_a_registration_token_of_an_older_server_makes_both(host):
     run = host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy")
     assert run.returncode == 0, run.stdout
+    again = host.run("--concurrent=5")
+    assert again.returncode == 0 and len(host.runners()) == 2, again.stdout
     assert host.options("tag_list") == ["", "deploy"]
     assert host.options("access_level")[1] == "ref_protected"
     assert host.run("--unregister").returncode == 0
     assert host.runners() == {} and host.left() == BARE
 
 
+CREATE = {"GITLAB_TOKEN": "glpat-create"}
+
+
 @pytest.mark.parametrize(
     "arguments, env, words",
     [
-        (
-            [],
-            {"GITLAB_TOKEN": "glpat-unknown"},
-            "does not know the access token, or it has expired",
-        ),
-        ([], {"GITLAB_TOKEN": "glpat-without"}, "the access token lacks the scope"),
-        ([], {"GITLAB_TOKEN": "glpat-guest"}, "the access token's role is too low"),
-        (["--project=18"], {"GITLAB_TOKEN": "glpat-create"}, "GitLab refuses"),
-        (
-            ["--project=group/other"],
-            {"GITLAB_TOKEN": "glpat-read"},
-            "cannot look up the number of group/other",
-        ),
-        (
-            ["--project=group/project"],
-            {"GITLAB_TOKEN": "glpat-create"},
-            "cannot look up the number of group/project",
-        ),
-        (["--url=http://10.77.0.1:9"], {"GITLAB_TOKEN": "glpat-create"}, "refuses the connection"),
-        (
-            ["--url=http://nowhere.invalid"],
-            {"GITLAB_TOKEN": "glpat-create"},
-            "there is no such host",
-        ),
-        (["--url=gitlab"], {"GITLAB_TOKEN": "glpat-create"}, "--url is an address"),
-        (
-            [],
-            {"BUILD_RUNNER_TOKEN": "glrt-unknown"},
-            "GitLab does not accept the token of the build runner",
-        ),
-        ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "does not know the registration token"),
-        ([], {}, "no credentials for the build runner"),
+        ([], {"GITLAB_TOKEN": "glpat-unknown"}, "the access token is wrong, or has expired"),
+        ([], {"GITLAB_TOKEN": "glpat-without"}, "needs the scope create_runner"),
+        ([], {"GITLAB_TOKEN": "glpat-guest"}, "and the role Maintainer"),
+        ([], {"GITLAB_TOKEN": "a token"}, "GITLAB_TOKEN has characters that no token has"),
         ([], {"GITLAB_TOKEN_FILE": "/tmp/none"}, "cannot read /tmp/none (GITLAB_TOKEN_FILE)"),
-        ([], {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host itself"),
-        (
-            [],
-            {"DOCKER_HOST": "unix:///run/none.sock"},
-            "Docker does not answer (systemctl start docker)",
-        ),
-        (["--run-untagged=false"], {"GITLAB_TOKEN": "x"}, "--run-untagged=false needs --tags"),
+        ([], {"GITLAB_TOKEN_FILE": "/dev/null"}, "/dev/null is empty (GITLAB_TOKEN_FILE)"),
+        ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "GitLab answers 403"),
+        ([], {}, "no credentials for the build runner"),
+        (["--only=build"], {"BUILD_RUNNER_TOKEN": "glrt-unknown"}, "the token of the build runner"),
+        (["--project=18"], CREATE, "is --project the number of a project of yours?"),
+        (["--project=group/project"], CREATE, "--project cannot be 'group/project'"),
+        (["--project= 17"], CREATE, "--project cannot be ' 17'"),
+        (["--url=http://10.77.0.1:9"], CREATE, "curl: (7)"),
+        (["--url=https://10.77.0.1:8080"], CREATE, "curl: (35)"),
+        (["--url=http://nowhere.invalid"], CREATE, "Could not resolve host: nowhere.invalid"),
+        ([], CREATE | {"HTTP_PROXY": "http://nowhere.invalid"}, "Could not resolve proxy"),
+        ([], CREATE | {"HTTPS_PROXY": r"http://CORP\me:x@proxy"}, "HTTPS_PROXY cannot have quotes"),
+        ([], CREATE | {"IMAGE_PREFIX": "mirror.test"}, "must end with a slash"),
+        (["--url=gitlab"], CREATE, "--url cannot be 'gitlab'"),
+        (["--registry=https://10.99.0.1:5000"], CREATE, "--registry cannot be"),
+        (["--registry-mirror=mirror.test:5000"], CREATE, "--registry-mirror cannot be"),
+        (["--concurrent=0"], CREATE, "--concurrent cannot be '0'"),
+        (["--mtu=08"], CREATE, "--mtu cannot be '08'"),
+        (["--ca-file=/etc/hosts"], CREATE, "/etc/hosts is no certificate in PEM"),
+        (["--ca-file=/none"], CREATE, "cannot read /none (--ca-file)"),
+        (["--advertise-addr=nowhere"], CREATE, "docker swarm init: Error response"),
+        (["--tags=a\nb"], CREATE, "--tags cannot have line ends"),
+        (["--run-untagged=false"], CREATE, "--run-untagged=false needs --tags"),
+        ([], CREATE | {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host"),
+        ([], CREATE | {"DOCKER_HOST": "unix:///run/none.sock"}, "systemctl start docker"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, words):
@@ -350,8 +367,8 @@ def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, w
     "fault, words",
     [
         ("500", "GitLab answers 500"),
-        ("422", "GitLab refuses"),
-        ("cut", "cannot reach"),
+        ("422", "GitLab answers 422"),
+        ("cut", "curl: (52)"),
     ],
 )
 def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host, fault, words):
@@ -364,7 +381,7 @@ def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host, fa
 def test_of_a_runner_that_gitlab_made_too_late_it_says_where_to_look(host):
     host.gitlab("/fault/slow:23", "PUT")  # it waits for 20
     said = reason(host.register(GITLAB_TOKEN="glpat-create"))
-    assert "does not answer in time" in said and "it may have made the runner all the same" in said
+    assert "timed out" in said and "is it in Settings > CI/CD > Runners?" in said
     await_true(lambda: len(host.runners()) == 1)
     assert host.left() == BARE
 
@@ -372,37 +389,7 @@ def test_of_a_runner_that_gitlab_made_too_late_it_says_where_to_look(host):
 def test_a_server_that_takes_no_registration_tokens_any_more_is_told_apart(host):
     host.gitlab("/legacy/off", "PUT")
     run = host.run(f"--url={URL}", ADVERTISE, REGISTRATION_TOKEN="GR1348941legacy")
-    assert "GitLab takes no registration tokens any more" in reason(run)
-
-
-def test_a_path_serves_as_project_where_the_token_may_read_it(host):
-    run = host.run(f"--url={URL}", "--project=group/project", ADVERTISE, GITLAB_TOKEN="glpat-read")
-    assert run.returncode == 0 and len(host.runners()) == 2, run.stdout
-
-
-def test_on_a_terminal_it_asks_for_what_is_missing_and_shows_no_secret(host):
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        ["docker", "exec", "--interactive", "--tty", *host.command(ADVERTISE)[2:]],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    ) as run:
-        os.close(theirs)
-        shown = ""
-        for question, answer in (
-            ("URL of the GitLab", URL),
-            ("Access token", "glpat-create"),
-            ("Number of the project", "17"),
-            ("the jobs build and test", ""),
-        ):
-            while question not in shown:
-                shown += os.read(ours, 1000).decode()
-            os.write(ours, f"{answer}\n".encode())
-        assert run.wait(60) == 0
-    os.close(ours)
-    assert "glpat-create" not in shown and len(host.runners()) == 2
+    assert "it takes no registration tokens any more" in reason(run)
 
 
 def test_an_interrupted_run_makes_no_runner_twice(host):
@@ -411,7 +398,7 @@ def test_an_interrupted_run_makes_no_runner_twice(host):
         host.command(f"--url={URL}", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create"),
         stdout=subprocess.DEVNULL,
     ) as run:
-        await_true(lambda: host.sh("ps -o args | grep '[c]url --disable'", check=False), seconds=30)
+        await_true(lambda: host.sh("ps -o args | grep '[c]url -q'", check=False), seconds=30)
         host.sh(TERMINATE, check=False)
         run.wait(60)
     assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
@@ -419,10 +406,11 @@ def test_an_interrupted_run_makes_no_runner_twice(host):
 
 
 def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
-    full = "--opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1"
+    full = "--label register-runner=docker:29.7.2-cli"
+    full += " --opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1"
     host.sh(f"docker volume create {full} ci-runner")
     said = reason(host.register(GITLAB_TOKEN="glpat-manage"))
-    assert "is the disk full? (it is deleted again in GitLab)" in said
+    assert "is the disk full?" in said
     assert host.runners() == {}
     host.sh("docker volume rm ci-runner")
     assert host.register(GITLAB_TOKEN="glpat-manage").returncode == 0
@@ -441,9 +429,9 @@ def test_runners_deleted_in_gitlab_are_registered_again(registered):
 
 def test_the_runners_of_one_project_are_not_given_to_another(registered):
     run = registered.register("--project=18", GITLAB_TOKEN="glpat-manage")
-    assert "the runners here are of project 17" in reason(run)
+    assert f"the runners here are of {URL}, project 17" in reason(run)
     run = registered.register("--url=http://10.77.0.1:8081")
-    assert "the runners here are of http://10.77.0.1:8080" in reason(run)
+    assert f"the runners here are of {URL}, project 17" in reason(run)
 
 
 def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
@@ -489,69 +477,161 @@ def test_status_says_what_is_there(registered):
 
 
 def test_unregister_undoes_all_of_it(registered):
-    run = registered.run("--unregister", GITLAB_TOKEN="glpat-manage")
+    run = registered.run("--unregister")
     assert run.returncode == 0, run.stdout
     assert registered.runners() == {} and registered.left() == BARE
 
 
-def test_unregister_without_the_scope_says_what_to_delete(registered):
-    number = next(iter(registered.runners()))
-    run = registered.run("--unregister")
-    assert run.returncode == 0 and f"delete runner #{number} in Settings" in run.stdout
+def test_unregister_says_what_to_delete_where_gitlab_is_out_of_reach(registered):
+    registered.sh("docker stop --time 0 gitlab")
+    try:
+        run = registered.run("--unregister")
+    finally:
+        registered.sh("docker start gitlab")
+        await_true(lambda: registered.gitlab() is not None, seconds=30)
+    assert run.returncode == 0 and " build' in Settings > CI/CD" in run.stdout, run.stdout
     assert registered.left() == BARE
 
 
 def test_one_runner_only(host):
     run = host.register("--only=build", GITLAB_TOKEN="glpat-create")
-    assert run.returncode == 0 and "deploy: no such runner on this host" in run.stdout, run.stdout
+    assert run.returncode == 0 and "deploy: no runner here" in run.stdout, run.stdout
     assert len(host.runners()) == 1 and host.left()[2] == "inactive"
+    assert host.run().returncode == 0 and set(host.config()[1]) == {"build"}
     assert host.register("--only=deploy", GITLAB_TOKEN="glpat-create").returncode == 0
     assert set(host.config()[1]) == {"build", "deploy"}
-    assert host.run("--unregister", "--only=build", GITLAB_TOKEN="glpat-manage").returncode == 0
+    assert host.run("--unregister", "--only=build").returncode == 0
     assert set(host.config()[1]) == {"deploy"} and len(host.runners()) == 1
-
-
-def test_a_dry_run_shows_every_change_and_makes_none(host):
-    run = host.register("--dry-run", GITLAB_TOKEN="glpat-create")
-    assert run.returncode == 0, run.stdout
-    assert host.left() == BARE and host.runners() == {}
-    for words in (
-        "make this host a single-node swarm",
-        "register the build runner",
-        "register the deploy runner",
-        "write config.toml",
-        "start the container ci-runner",
-    ):
-        assert f"would {words}" in run.stdout
-    assert 'token = "***"' in run.stdout
 
 
 def test_another_container_of_that_name_stays_as_it_is(host):
     host.sh("docker run --detach --name ci-runner python:3.14-slim sleep 600")
     run = host.register(GITLAB_TOKEN="glpat-create")
-    assert "there is a container ci-runner that this script did not start" in reason(run)
+    assert "the container ci-runner is somebody else's" in reason(run)
     assert host.sh("docker inspect --format '{{.State.Running}}' ci-runner").strip() == "true"
     assert host.runners() == {}
 
 
-def test_another_gitlab_runner_is_reported_and_left_alone(host):
-    host.sh(f"docker run --detach --name theirs --entrypoint sleep {RUNNER_IMAGE} 600")
-    try:
-        run = host.register(GITLAB_TOKEN="glpat-create")
-        assert run.returncode == 0
-        assert "another gitlab-runner here, which stays as it is: theirs" in run.stdout
-    finally:
-        host.sh("docker rm --force theirs")
+@pytest.mark.parametrize("action", [(), ("--unregister",)], ids=["register", "unregister"])
+def test_a_volume_of_somebody_else_stays_as_it_is(host, action):
+    use = "docker run --rm --volume ci-runner:/v python:3.14-slim"
+    host.sh(f"docker volume create ci-runner; {use} touch /v/mine")
+    run = host.register(*action, GITLAB_TOKEN="glpat-create")
+    assert "the volume ci-runner is somebody else's" in reason(run)
+    assert host.sh(f"{use} ls /v") == "mine\n" and host.runners() == {}
+
+
+def test_a_lost_volume_of_dind_is_made_again(host):
+    """Docker makes it anew, empty and without a mark, if a job comes first."""
+    assert host.register("--mtu=1400", GITLAB_TOKEN="glpat-create").returncode == 0
+    host.sh("docker rm --force ci-runner; docker volume rm ci-runner-dind")
+    for _ in range(2):
+        assert host.run().returncode == 0
+        assert daemon(host)["mtu"] == 1400
+        assert host.left()[2] == "active"
+        host.sh("""
+            docker rm --force ci-runner; docker volume rm ci-runner-dind
+            docker volume create ci-runner-dind
+        """)
+    assert host.run("--unregister").returncode == 0 and host.left() == BARE
+
+
+def test_a_swarm_of_somebody_else_stays_as_it_is(host):
+    host.sh("docker swarm init --advertise-addr 127.0.0.1")
+    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
+    assert host.run("--unregister").returncode == 0
+    assert host.left() == ([], [], "active")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "echo x | docker secret create mine -",
+        "echo x | docker config create mine -",
+        "docker network create --driver overlay mine",
+        "docker service create --detach --replicas 0 --name mine python:3.14-slim",
+    ],
+    ids=lambda use: re.search(r"docker (\w+)", use)[1],
+)
+def test_a_swarm_that_is_in_use_stays(registered, use):
+    registered.sh(use)
+    run = registered.run("--unregister")
+    assert run.returncode == 0 and "the host stays a swarm: it is in use" in run.stdout
+    assert registered.left() == ([], [], "active")
+
+
+def test_a_swarm_that_comes_up_in_between_is_neither_lost_nor_ended(host):
+    """A docker in front of the real one makes a swarm just before the script does."""
+    host.write("/tmp/bin-docker", DOCKER_THAT_IS_LATE)
+    host.sh(
+        "mkdir -p /tmp/late && mv /tmp/bin-docker /tmp/late/docker && chmod +x /tmp/late/docker"
+    )
+    path = host.sh("echo $PATH").strip()
+    run = host.register(GITLAB_TOKEN="glpat-without", PATH=f"/tmp/late:{path}")
+    assert "needs the scope" in reason(run)
+    assert host.sh("docker secret ls --format '{{.Name}}'") == "mine\n"
+
+
+def test_two_calls_at_once_make_no_runner_twice(host):
+    command = host.command(f"--url={URL}", "--project=17", ADVERTISE, GITLAB_TOKEN="glpat-create")
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert len(host.runners()) == len(host.config()[0]["runners"]) == 2
+
+
+def test_two_names_at_once_share_the_host(host):
+    names = ("ci-runner", "ci-runner-b")
+    options = (f"--url={URL}", "--project=17", ADVERTISE)
+    runs = [
+        subprocess.Popen(
+            host.command(*options, f"--name={name}", GITLAB_TOKEN="glpat-create"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    outputs = [run.communicate(timeout=200)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert len(host.runners()) == 4
+    for name in names:
+        assert host.run("--unregister", f"--name={name}").returncode == 0
+    assert host.left()[:2] == ([], []) and host.runners() == {}
+
+
+def break_the_container(host):
+    """Make the runners' container crash again and again."""
+    host.sh("""
+        docker exec ci-runner sh -c 'echo "broken [" >> /etc/gitlab-runner/config.toml'
+        docker kill ci-runner; docker start ci-runner
+    """)
+    await_true(lambda: "Restarting" in host.sh("docker ps --format '{{.Status}}'"), seconds=20)
+
+
+def test_a_container_that_crashes_again_and_again_is_seen_and_healed(registered):
+    text, runners = registered.text(), registered.runners()
+    break_the_container(registered)
+    status = registered.run("--status")
+    assert "WRONG: the container ci-runner runs" in status.stdout, status.stdout
+    run = registered.run()
+    assert run.returncode == 0, run.stdout
+    assert registered.text() == text and registered.runners() == runners
+
+
+def test_a_container_that_crashes_again_and_again_can_be_unregistered(registered):
+    break_the_container(registered)
+    run = registered.run("--unregister")
+    assert run.returncode == 0 and registered.left() == BARE, run.stdout
 
 
 def test_mirror_prefix_and_proxy_reach_the_runners(host):
-    for image in (RUNNER_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
+    for image in (RUNNER_IMAGE, CURL_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
         host.sh(f"docker tag {image} mirror.test/{image}")
     proxy = {"http_proxy": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
     env = {"GITLAB_TOKEN": "glpat-create", "IMAGE_PREFIX": "mirror.test/", **proxy}
     machine = host.sh("uname -m").strip().replace("aarch64", "arm64")
     helper = f"gitlab-runner-helper:{machine}-v19.4.0"
-    assert f"{helper} there, or" in reason(host.register(**env))
+    assert f"cannot pull mirror.test/gitlab/{helper}" in reason(host.register(**env))
     host.sh(f"docker tag {RUNNER_IMAGE} mirror.test/gitlab/{helper}")
     run = host.register(**env)
     assert run.returncode == 0 and "pa55word" not in run.stdout, run.stdout
@@ -560,15 +640,16 @@ def test_mirror_prefix_and_proxy_reach_the_runners(host):
     environment = dict(pair.split("=", 1) for pair in entry["environment"])
     assert environment["HTTP_PROXY"] == environment["http_proxy"] == proxy["http_proxy"]
     assert set(environment["NO_PROXY"].split(",")) >= {"10.77.0.1", "docker", "app"}
+    before = host.text()
+    again = host.run()  # as with sudo, which drops the environment
+    assert again.returncode == 0 and host.text() == before, again.stdout
 
 
 def test_a_name_that_only_the_host_knows_is_told(host):
     host.sh("echo 10.77.0.1 gitlab.test >> /etc/hosts")
     run = host.register("--url=http://gitlab.test:8080", GITLAB_TOKEN="glpat-create")
     host.sh("sed '$d' /etc/hosts > /tmp/hosts && cat /tmp/hosts > /etc/hosts")
-    advice = "they do not see this host's /etc/hosts: put the name into DNS"
-    assert f"WRONG: containers find gitlab.test ({advice})" in run.stdout
-    assert "something is wrong" in reason(run)
+    assert "Could not resolve host: gitlab.test (is --url right, and in DNS?" in reason(run)
 
 
 def test_a_private_ca_is_asked_for_and_then_trusted(host):
@@ -580,50 +661,55 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
 
     try:
         unknown = register("https://10.77.0.1:8443")
-        assert "give the CA's with --ca-file" in reason(unknown)
-        misnamed = register("https://localhost:8443", "--ca-file=/tmp/gitlab.crt")
-        assert "its certificate is for another name" in reason(misnamed)
-        run = register("https://10.77.0.1:8443", "--ca-file=/tmp/gitlab.crt")
+        assert "curl: (60)" in reason(unknown) and "a private CA: --ca-file" in reason(unknown)
+        host.sh("ip address add 10.77.0.2/32 dev lo")
+        misnamed = register("https://10.77.0.2:8443", "--ca-file=/tmp/gitlab.crt")
+        assert "curl: (60)" in reason(misnamed) and "10.77.0.2" in reason(misnamed)
+        # As an editor on Windows leaves it.
+        host.sh("{ printf '\\357\\273\\277'; sed 's/$/\\r/' /tmp/gitlab.crt; } > /tmp/windows.crt")
+        run = register("https://10.77.0.1:8443", "--ca-file=/tmp/windows.crt")
         assert run.returncode == 0, run.stdout
         assert "ok: GitLab accepts the build runner" in run.stdout
+        assert host.run("--concurrent=5").returncode == 0  # it is remembered
+        assert host.run("--unregister").returncode == 0 and host.runners() == {}
     finally:
-        host.sh("docker rm --force gitlab-tls")
+        host.sh("docker rm --force gitlab-tls; ip address del 10.77.0.2/32 dev lo", check=False)
 
 
 @pytest.mark.parametrize(
     "env",
-    [{"GITLAB_TOKEN": "glpat-manage"}, {"GITLAB_TOKEN_FILE": "/tmp/token"}],
+    [CREATE, {"GITLAB_TOKEN_FILE": "/tmp/token"}],
     ids=["environment", "file"],
 )
 def test_no_secret_is_seen_anywhere_but_in_the_configuration(host, env):
     """Watches all processes while it runs; then searches output, containers and files."""
     read = "while [ -e /tmp/watching ]; do cat /proc/[0-9]*/cmdline; done"
     host.write("/tmp/watch", f"{read} 2> /dev/null > /tmp/seen\n")
-    host.write("/tmp/token", "glpat-manage\n")
+    host.write("/tmp/token", "\ufeffglpat-create\r\n")  # as from Windows
     host.sh("touch /tmp/watching")
     with subprocess.Popen(["docker", "exec", host.id, "sh", "/tmp/watch"]) as watch:
         run = host.register(**env)
         host.sh("rm /tmp/watching")
         watch.wait(30)
     assert run.returncode == 0, run.stdout
-    tokens = [runner["token"] for runner in host.runners().values()] + ["glpat-manage"]
+    tokens = [runner["token"] for runner in host.runners().values()] + ["glpat-create"]
     containers = host.sh("docker inspect $(docker ps --all --quiet); docker logs ci-runner 2>&1")
     seen = host.sh("cat /tmp/seen") + run.stdout + containers
     assert "/tmp/register-runner" in seen  # the watcher did see what ran
     assert not [token for token in tokens if token in seen]
     host.sh("rm /tmp/token")
-    search = f"grep -rl -e {tokens[0]} -e glpat-manage /tmp /root /var/log 2> /dev/null"
+    search = f"grep -rl -e {tokens[0]} -e glpat-create /tmp /root /var/log 2> /dev/null"
     assert host.sh(search, check=False) == "/tmp/gitlab.py\n"
 
 
 def test_under_dash_and_without_curl(host):
     """In a Debian container with Docker's client: its sh is dash, and it has no curl."""
     host.sh("cp $(command -v docker) /tmp/docker")
-    command = f"exec dash /tmp/register-runner --url {URL} --project 17 {ADVERTISE}"
+    command = f"exec dash /mnt/register-runner --url {URL} --project 17 {ADVERTISE}"
     answer = host.sh(f"""
-        docker run --rm --network host --env GITLAB_TOKEN=glpat-create --volume /tmp:/tmp:ro \\
+        docker run --rm --network host --env GITLAB_TOKEN=glpat-create --volume /tmp:/mnt:ro \\
             --volume /var/run/docker.sock:/var/run/docker.sock \\
             --volume /tmp/docker:/usr/local/bin/docker \\
             python:3.14-slim sh -c '! command -v curl && {command}'
     """)
-    assert "build: runner #" in answer and len(host.runners()) == 2, answer
+    assert "build' takes untagged jobs" in answer and len(host.runners()) == 2, answer

@@ -91,7 +91,7 @@ def services(*names):
 def a_second_module_and_a_package(fork):
     (fork.path / "shop").mkdir()
     (fork.path / "shop/__init__.py").write_text("ORDERS = []\n")
-    (fork.path / "store.py").write_text("from shop import ORDERS\n\n__all__ = ['ORDERS']\n")
+    (fork.path / "store.py").write_text('from shop import ORDERS\n\n__all__ = ["ORDERS"]\n')
     copy = "COPY --chmod=644 *.py /app/\n"
     fork.edit("Dockerfile", copy, copy + "COPY --chmod=755 shop /app/shop/\n")
     added = "import store\n\nORDERS = store.ORDERS\n"

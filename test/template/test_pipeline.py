@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def refreshed(pipeline):
     tools.mkdir()
     # What is good enough for dash is good enough for the bash of macOS, 3.2.
     (tools / "bash").symlink_to(shutil.which("dash") or shutil.which("bash"))
+    (tools / "python3").symlink_to(sys.executable)  # pyenv's is a script for bash
     for name, content in SECRETS.items():
         (tools / name).write_bytes(content)
     secrets = {name: f".git/tools/{name}" for name in SECRETS}
@@ -145,10 +147,11 @@ def test_settings_and_secrets_reach_the_service_as_they_are(refreshed, pipeline)
     [container, *_] = pipeline.docker("ps", "--quiet", "--filter=name=app_server").split()
     code = "import json, os; print(json.dumps(dict(os.environ)))"
     found = json.loads(pipeline.docker("exec", container, "python", "-c", code))
-    assert {name: found[name] for name in found if name.startswith("APP_")} == SETTINGS
+    paths = {name: "/run/secrets/" + name.removeprefix("APP_SECRET_") for name in SECRETS}
+    found = {name: found[name] for name in found if name.startswith("APP_")}
+    assert found == SETTINGS | paths
     for name, content in SECRETS.items():
-        secret = "/run/secrets/" + name.removeprefix("APP_SECRET_")
-        code = f"print(open({secret!r}, 'rb').read())"
+        code = f"print(open({paths[name]!r}, 'rb').read())"
         assert pipeline.docker("exec", container, "python", "-c", code) == f"{content}\n"
 
 
@@ -179,7 +182,8 @@ def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
 
 
 def test_a_release_that_does_not_start_in_the_test_job_ends_with_the_cause(pipeline):
-    (pipeline.path / "helper.py").write_text("")  # which no COPY of the Dockerfile names
+    (pipeline.path / "helper").mkdir()  # a package, which no COPY of the Dockerfile names
+    (pipeline.path / "helper/__init__.py").write_text("")
     pipeline.edit("server.py", "import asyncio\n", "import asyncio\n\nimport helper  # noqa\n")
     pipeline.commit("Leave a module out")
     run = pipeline.push()

@@ -330,6 +330,7 @@ def test_build_says_that_it_cannot_write_what_it_hands_on_before_it_builds(copy)
     assert copy.calls("buildx build") == []
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
     copy = copy(docker=DOCKER)
     (copy.bin / "git").symlink_to(shutil.which("git"))

@@ -1,9 +1,6 @@
 # shellcheck shell=sh disable=SC2034,SC2086,SC2154 # a part of scripts/deploy; lists are split
 # swarm.sh: how scripts/deploy reaches Docker, and what it knows of a stack in Swarm.
 
-# why: prints what docker said went wrong, without its warnings and hints; ssh ends lines with \r.
-why() { tr -d '\r' < "$work/error" | grep -vE '^ *$|^WARNING|^Usage:|^(See|Run) ' | tail -n 1; }
-
 # try COMMAND...: runs a command, and again if it fails, as while Swarm elects a leader: four times.
 try() {
     for pause in 1 2 3 0; do
@@ -81,18 +78,6 @@ log_in() {
     [ "$nodes" = 1 ] || [ -n "${CI_DEPLOY_PASSWORD:-}" ] ||
         echo "    A replica that moves to another node later may find no image: the password ends" \
             "with this job (a deploy token named gitlab-deploy-token lasts)"
-}
-# prefer_logins: lets `docker login` add to DOCKER_AUTH_CONFIG, often a reader's, which docker would
-# prefer otherwise. docker ignores one with credential helpers, which would stop the login.
-prefer_logins() {
-    case ${DOCKER_AUTH_CONFIG:-} in
-        '' | *'"cred'*) ;;
-        *)
-            export DOCKER_CONFIG="$work"
-            printf '%s' "$DOCKER_AUTH_CONFIG" > "$work/config.json"
-            ;;
-    esac
-    unset DOCKER_AUTH_CONFIG
 }
 send_password() {
     printf '%s' "$password" | docker login --username "$user" --password-stdin "$CI_REGISTRY"

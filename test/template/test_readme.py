@@ -37,7 +37,7 @@ def read_all():
 
 FILES = ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt"]
 FILES += ["LICENSE", "test/", "test/template/", *(f"scripts/{name}" for name in SCRIPTS)]
-FILES += ["scripts/stack.yml", "scripts/swarm.sh", "scripts/probe.py"]
+FILES += [f"scripts/{name}" for name in ("docker.sh", "stack.yml", "swarm.sh", "probe.py")]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -22,7 +22,7 @@ TOOLS = (
     "awk basename cat chmod cksum cmp cp cut date dirname env expr grep head id ls mkdir mktemp mv "
     "printenv rm sed sha256sum sleep sort tail tee timeout touch tr uname uniq wc xargs"
 ).split()
-LAPTOP = ["build", "serve", "test", "venv"]  # those that people run on a Mac, too
+LAPTOP = ["build", "docker.sh", "serve", "test", "venv"]  # those that people run on a Mac, too
 COMMAND = r"(?:^|[|;&({!]|\b(?:do|else|env|exec|if|then|until|while)\b) *"
 # What only GNU's tools know, or understand so, each with an example.
 GNU = {
@@ -41,7 +41,7 @@ GNU = {
     r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
 }
 PYTHON = ["pipeline"]  # the others are sh
-PARTS = ["swarm.sh", "stack.yml", "probe.py"]  # of scripts/deploy
+PARTS = ["docker.sh", "swarm.sh", "stack.yml", "probe.py"]  # of scripts/build and deploy
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
 IMAGE = "registry.test/app@sha256:" + 64 * "a"
@@ -676,6 +676,7 @@ CLEAN_UP = """
     in_time() { true; }
     work=. engine=engine label=label of_stack=--filter=label image=registry.test/app@sha256:bb
     DEPLOY_STRATEGY=replace DEPLOY_KEEP=3
+    . scripts/docker.sh
     . scripts/swarm.sh
     (clean_up) || true
 """
@@ -692,7 +693,8 @@ def test_nothing_is_removed_while_the_records_cannot_be_read(copy, kept, calls):
         "* rm *": "",
     }
     copy = copy(docker=answers, sleep={"*": ""})
-    shutil.copy(ROOT / "scripts/swarm.sh", copy.path / "scripts")
+    for part in ("docker.sh", "swarm.sh"):
+        shutil.copy(ROOT / "scripts" / part, copy.path / "scripts")
     env = {"PATH": f"{copy.bin}:{copy.tools}"}
     subprocess.run([*copy.shell, "-c", CLEAN_UP], cwd=copy.path, env=env, check=True)
     removed = [" ".join(call.split()[:2]) for call in copy.calls() if " rm " in call]

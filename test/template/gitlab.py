@@ -1,8 +1,8 @@
 """A stand-in for the runners in GitLab's API: `python gitlab.py PORT [CERTIFICATE KEY]`.
 
-It answers as docs.gitlab.com (API > Runners) says, for project 17, which is group/project. Its
-tokens are named for what they may do. GET /state tells what it knows, PUT /reset makes it forget,
-and PUT /fault/NAME[:SECONDS] makes the next request fail: 500, 422, cut (before it is heard), slow
+It answers as docs.gitlab.com (API > Runners) says, for project 17. Its tokens are named for what
+they may do. GET /state tells what it knows, PUT /reset makes it forget, and PUT
+/fault/NAME[:SECONDS] makes the next request fail: 500, 422, cut (before it is heard), slow
 (answered after SECONDS).
 """
 
@@ -18,7 +18,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 ACCESS = {  # scopes
     "glpat-manage": {"create_runner", "manage_runner"},
     "glpat-create": {"create_runner"},
-    "glpat-read": {"create_runner", "read_api"},
     "glpat-without": set(),
     "glpat-guest": {"create_runner"},
 }
@@ -118,11 +117,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def api(self, path, parameters):
         match self.command, *path.strip("/").split("/"):
-            case "GET", "projects", project:
-                self.require("read_api")
-                if unquote(project) not in ("17", "group/project"):
-                    raise Refused(404, "404 Project Not Found")
-                return 200, {"id": 17, "description": None, "namespace": {"id": 3, "name": "group"}}
             case "POST", "user", "runners":
                 self.require("create_runner")
                 scope = parameters.get("runner_type"), parameters.get("project_id")
@@ -152,15 +146,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 _, runner = self.by_token(parameters)
                 runner["managers"].remove(parameters["system_id"])
                 return 204, None
-            case method, "runners", number if method in ("PUT", "DELETE"):
+            case "DELETE", "runners", number:
                 self.require("manage_runner")
                 if number not in state["runners"]:
                     raise Refused(404, "404 Not found")
-                if method == "DELETE":
-                    del state["runners"][number]
-                    return 204, None
-                state["runners"][number].update(parameters)
-                return 200, {"id": int(number)}
+                del state["runners"][number]
+                return 204, None
         raise Refused(404, "404 Not Found")
 
 

@@ -23,7 +23,13 @@ def read(name):
     return (ROOT / name).read_text()
 
 
-PIPELINE = YAML(typ="safe", pure=True).load(read(".gitlab-ci.yml"))
+def load(name):
+    return YAML(typ="safe", pure=True).load(read(name))
+
+
+PIPELINE = load(".gitlab-ci.yml")
+[INCLUDED] = [include["local"] for include in PIPELINE["include"] if "template" in include["local"]]
+PIPELINE |= load(INCLUDED)
 DEFAULT = PIPELINE["default"]
 GLOBAL = ("stages", "variables", "workflow", "default", "include")
 
@@ -84,8 +90,9 @@ def lines(job):
 def holds(rule, variables, changed):
     """Say whether GitLab takes the rule, in the only grammar that our rules use."""
     for term in rule["if"].split(" && ") if "if" in rule else []:
-        match = re.fullmatch(r'\$(\w+) == "([^"]*)"', term) or pytest.skip(f"not ours: {term}")
-        if variables.get(match[1]) != match[2]:
+        match = re.fullmatch(r'\$(\w+) == (?:"(.*?)"|\$(\w+))', term)
+        name, text, other = match.groups() if match else pytest.skip(f"not ours: {term}")
+        if variables.get(name) != (variables.get(other) if other else text):
             return False
     if "changes" in rule and variables.get("CI_PIPELINE_SOURCE") in ("push", MERGE_REQUEST):
         patterns = [re.escape(path).replace(r"\*", "[^/]*") for path in rule["changes"]]
@@ -103,6 +110,7 @@ def started(changed=("server.py",), scope="*", **variables):
     def taken(rules, visible):
         return next((rule for rule in rules if holds(rule, visible, changed)), None)
 
+    variables = {**PIPELINE["variables"], **variables}
     if not taken(PIPELINE["workflow"]["rules"], variables):
         return {}
     times = {}
@@ -117,7 +125,7 @@ def started(changed=("server.py",), scope="*", **variables):
 
 
 MERGE_REQUEST = "merge_request_event"
-MAINX = {"CI_PIPELINE_SOURCE": "push", "CI_COMMIT_BRANCH": "mainx"}
+MAINX = {"CI_PIPELINE_SOURCE": "push", "CI_COMMIT_BRANCH": PIPELINE["variables"]["DEPLOY_BRANCH"]}
 
 
 def test_it_follows_the_schema_of_gitlab():
@@ -149,11 +157,18 @@ def test_a_job_refers_only_to_stages_and_jobs_that_come_before_it(job):
         ({**MAINX, "CI_PIPELINE_SOURCE": "schedule"}, ["build", "test", "template", "deploy"]),
         ({"CI_PIPELINE_SOURCE": MERGE_REQUEST}, ["build", "test"]),
         ({**MAINX, "CI_COMMIT_BRANCH": "topic"}, []),
+        ({**MAINX, "DEPLOY_BRANCH": "topic"}, []),  # a CI/CD variable overrides the file's
         ({"CI_PIPELINE_SOURCE": "push"}, []),  # a tag
     ],
 )
 def test_what_runs_when(variables, jobs):
     assert list(started(**variables)) == jobs
+
+
+def test_the_tests_of_the_template_are_included_only_where_they_are():
+    [include] = [include for include in PIPELINE["include"] if include["local"] == INCLUDED]
+    assert include["rules"] == [{"exists": [INCLUDED]}]
+    assert list(load(INCLUDED)) == ["template"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ HERE = Path(__file__).parent
 
 
 def pytest_configure(config):
+    # Children inherit an ignored Ctrl-C, which `pytest ... &` in a script begins with.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "docker: needs Docker; works only in throwaway containers")
     config.addinivalue_line("markers", "lab: needs ../shared/lab")
     config.addinivalue_line("markers", "mesh: needs a kernel with IPVS, or ../shared/lab")

@@ -1,19 +1,18 @@
-# source       what the others take from the checkout
-# environment ── test        the pipeline's test job runs in it
+# source                     what the others take from the checkout
+# environment ── test        the job `test` runs in it
 #            └── release     what is deployed; the default
-#                  └── debug the release and tools to look around with; built by hand
+#                  └── debug with tools to look around; built by hand
 
 # A registry mirror or GitLab's dependency proxy, with the slash at its end.
 ARG IMAGE_PREFIX=
 
-# With the modes that are given here, the same files are the same to the cache whatever umask they
-# were checked out with, and a release cannot write its source.
+# Modes given here keep the cache independent of the checkout's umask, and the source unwritable.
 FROM scratch AS source
 
 COPY --chmod=644 requirements.txt /
 COPY --chmod=644 test/requirements.txt /test/
 COPY --chmod=644 *.py /app/
-# A package needs a line of its own, and 755: COPY --chmod=755 package /app/package/
+# A directory needs a line of its own, and 755: COPY --chmod=755 package /app/package/
 
 
 FROM ${IMAGE_PREFIX}python:3.14-slim AS environment
@@ -22,9 +21,9 @@ ARG TZ=Asia/Shanghai
 ENV TZ=$TZ
 WORKDIR /app
 
-# The package index comes as a secret, pip.conf: it may hold a password, and leaves no trace in the
-# image. The service cannot write bytecode, so that is made here: pip compiles the packages, and
-# importing them compiles the parts of the standard library that they use.
+# The package index comes as a secret, since it may hold a password: no trace stays in the image. The
+# service cannot write bytecode, so pip compiles the packages here, and importing them compiles what
+# they use of the standard library.
 COPY --from=source requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \
@@ -46,12 +45,11 @@ ENV TEST_PYTHON=python
 
 FROM environment AS release
 
-# Linked, the code is a layer of its own, pushed without pulling what it stands on. A RUN, a WORKDIR
-# or a --chmod from here on would pull it all.
+# Linked, the code is a layer of its own, pushed without pulling the layers below. A RUN, WORKDIR or
+# --chmod from here on would pull them all.
 COPY --link --from=source app /app/
 USER 10001:10001
 EXPOSE 8744
-# Every half second until it is healthy first, every ten seconds from then on.
 HEALTHCHECK --start-period=30s --start-interval=500ms --interval=10s --timeout=3s --retries=3 \
     CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8744); \
         c.request('GET', '/test'); exit(c.getresponse().status != 200)"]

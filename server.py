@@ -108,7 +108,10 @@ class Server(HTTPServer):
 
 
 def make_app(debug=False):
-    return Service([("/test", TextHandler)], default_handler_class=NotFoundHandler, debug=debug)
+    routes = [
+        ("/test", TextHandler),
+    ]
+    return Service(routes, default_handler_class=NotFoundHandler, debug=debug)
 
 
 async def serve(sockets):

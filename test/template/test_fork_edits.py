@@ -44,9 +44,7 @@ def a_test_by_another_name(fork):
 @edit
 def a_start_page_and_a_method_more(fork):
     fork.edit("server.py", "    post = get\n", "    post = head = get\n")
-    fork.edit(
-        "server.py", '[("/test", TextHandler)]', '[("/test", TextHandler), ("/", TextHandler)]'
-    )
+    fork.edit("server.py", '("/test", TextHandler),', '("/test", TextHandler), ("/", TextHandler),')
 
 
 @edit

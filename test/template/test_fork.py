@@ -7,7 +7,6 @@ nothing.
 
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -15,12 +14,11 @@ import sys
 
 import pytest
 import requests
-from ruamel.yaml import YAML
 
-from pipelines import Pipeline, blocks
-from support import ROOT, await_true
-from test_deploy import STACK, Trial
-from test_fork_edits import change_pipeline
+import pieces
+from pipelines import Pipeline
+from support import await_true
+from test_deploy import Trial
 
 pytestmark = pytest.mark.docker
 
@@ -37,32 +35,6 @@ class DatabaseHandler(Handler):
 
 
 class TextHandler("""
-WORKER = """import signal
-import time
-
-signal.signal(signal.SIGTERM, lambda *_: exit())
-while True:
-    time.sleep(0.1)
-"""
-MIGRATE = """import os
-
-import psycopg
-
-password = open("/run/secrets/DATABASE_PASSWORD").read()
-with psycopg.connect(
-    host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
-) as connection:
-    connection.execute("CREATE TABLE IF NOT EXISTS migrations (id serial, release text)")
-    release = os.environ["SERVICE_RELEASE"]
-    connection.execute("INSERT INTO migrations (release) VALUES (%s)", [release])
-"""
-PACKAGE_TEST = """import itsdangerous
-import requests
-
-
-def test_the_new_package_is_there(app_url):
-    assert itsdangerous.base64_encode(requests.get(app_url + "/test").content)
-"""
 DATABASE_TEST = """import requests
 
 
@@ -71,56 +43,15 @@ def test_the_database_answers(app_url):
 """
 
 
-def block(kind, start):
-    """Return the one block of the section that begins so, with the port of the fork."""
-    section = (ROOT / "README.md").read_text().partition("## Make it yours")[2]
-    found = [text for language, text in blocks(section) if language == kind]
-    [text] = [text for text in found if text.startswith(start)]
-    return text.replace("8744", "9000") if kind == "yaml" else text
-
-
-def services(*names):
-    """Return what the page adds to scripts/stack.yml, with these of its services."""
-    text = block("yaml", "  worker:")
-    parts = re.split(r"^(?=  \w+:|volumes:)", text, flags=re.MULTILINE)[1:]
-    kept = [part for part in parts if part.split(":")[0].strip() in (*names, "volumes")]
-    assert len(kept) == len(names) + 1
-    return "\n" + "".join(kept)
-
-
-def a_second_module_and_a_package(fork):
-    (fork.path / "shop").mkdir()
-    (fork.path / "shop/__init__.py").write_text("ORDERS = []\n")
-    (fork.path / "store.py").write_text('from shop import ORDERS\n\n__all__ = ["ORDERS"]\n')
-    copy = "COPY --chmod=644 *.py /app/\n"
-    fork.edit("Dockerfile", copy, copy + "COPY --chmod=755 shop /app/shop/\n")
-    added = "import store\n\nORDERS = store.ORDERS\n"
-    fork.edit("server.py", "\nRELEASE = os", f"\n{added}RELEASE = os")
-
-
-def a_package_and_a_test(fork):
-    fork.append("requirements.txt", "itsdangerous==2.2.0\n")
-    (fork.path / "test/test_package.py").write_text(PACKAGE_TEST)
-
-
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory):
     """The copy, with one service, after its first push: see `push`, `commit`, `run`."""
     fork = Pipeline(tmp_path_factory.mktemp("fork") / "checkout")
-    shutil.rmtree(fork.path / "test/template")
-    (fork.path / "README.zh-CN.md").unlink()
-    (fork.path / "README.md").write_text("# My service\n")
-
-    def change(content):
-        del content["template"]
-        content.update(YAML().load(block("yaml", "staging:")))
-
-    change_pipeline(fork, change)
-    a_second_module_and_a_package(fork)
-    a_package_and_a_test(fork)
-    fork.commit("Make it ours")
-    fork.run("sh", "-euc", block("sh", "git grep"))
-    fork.first = fork.commit("Rename")
+    fork.first = pieces.do(
+        fork,
+        *(pieces.first, pieces.branch, pieces.module, pieces.directory, pieces.package),
+        *(pieces.test, pieces.endpoint, pieces.staging, pieces.container_port),
+    )
     fork.first_push = fork.push()
     fork.first_image = fork.image
     yield fork
@@ -138,7 +69,6 @@ def test_another_branch_another_port_and_staging_deploy_the_release_twice(fork):
     assert requests.get(fork.url, timeout=10).headers["X-Release"] == fork.first
     assert fork.answering(20300) == fork.first
     assert "as a push to main\n" in fork.first_push.stdout
-    assert not fork.run("git", "grep", "mainx", check=False).stdout
     port = "--format={{(index .Endpoint.Ports 0).TargetPort}}"
     assert fork.docker("service", "inspect", port, "app_server") == "9000\n"
 
@@ -152,19 +82,20 @@ def test_a_package_and_a_test_that_were_added_are_used(fork):
     assert compiled.endswith("True\n")
 
 
-def add_services(fork):
-    def add_to_the_test_job(content):
-        content["test"].update(YAML().load(block("yaml", "  services:")))
+def test_a_module_a_directory_and_an_endpoint_are_in_the_release(fork):
+    code = "import store, shop; print(store.ORDERS + shop.ORDERS)"
+    assert fork.docker("run", "--rm", fork.first_image, "python", "-c", code) == "[]\n"
+    assert requests.get(fork.url.replace("/test", "/orders"), timeout=10).json() == {"orders": []}
 
-    change_pipeline(fork, add_to_the_test_job)
-    fork.append("scripts/stack.yml", services("worker", "migration", "database"))
-    (fork.path / "worker.py").write_text(WORKER)
-    (fork.path / "migrate.py").write_text(MIGRATE)
+
+def add_services(fork):
+    pieces.do(fork, pieces.worker, pieces.migration, pieces.database, pieces.a_database_for_tests)
+    fork.edit(".gitlab-ci.yml", "8744", "9000")
     fork.append("requirements.txt", "psycopg[binary]==3.3.9\n")
     fork.edit("server.py", "\nclass TextHandler(", HANDLER)
     fork.edit("server.py", "\nfrom tornado.httpserver", "\nimport psycopg\nfrom tornado.httpserver")
-    routes = '[("/test", TextHandler)'
-    fork.edit("server.py", routes, routes + ', ("/database", DatabaseHandler)')
+    route = '("/test", TextHandler),'
+    fork.edit("server.py", route, f'{route} ("/database", DatabaseHandler),')
     (fork.path / "test/test_database.py").write_text(DATABASE_TEST)
     fork.run(sys.executable, "-m", "ruff", "format", "--quiet")
 
@@ -312,8 +243,10 @@ def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, st
 
 
 def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
-    ports = re.search(r"^    ports:\n.*\n", STACK, re.MULTILINE)[0]
-    text = STACK.replace(ports, "").replace("8744", "9000") + services("proxy")
+    fork.run("git", "checkout", "--quiet", fork.first)
+    pieces.do(fork, pieces.https)
+    text = (fork.path / "scripts/stack.yml").read_text().replace("8744", "9000")
+    fork.run("git", "checkout", "--quiet", "-")
     # The registry of this host has port 443.
     stack.declare(text.replace("published: 443", "published: 20443"))
     fork.host("sh", "-c", "echo 127.0.0.1 app.example.com >> /etc/hosts")

@@ -1,0 +1,70 @@
+"""A fork that did all of README.md, "Make it yours", takes a newer template.
+
+It begins with the oldest version that asks for no step by hand, see the lines `Upgrade:` in the
+log. To what is newer than that comes what Renovate does to every version.
+"""
+
+import json
+import os
+import re
+
+import pytest
+
+import pieces
+from pipelines import Checkout
+
+pytestmark = pytest.mark.docker  # not in the job `template`: its image has no git
+URL = "https://gitlab.example.com/GROUP/TEMPLATE.git"
+
+
+def update_every_version(template):
+    """Make every version that Renovate finds another; change, add, move what a fork deletes."""
+    managers = json.loads((template.path / ".renovaterc.json").read_text())["customManagers"]
+    patterns = [r"==(?P<currentValue>\d+(\.\d+)+)"]
+    patterns += [text.replace("(?<", "(?P<") for each in managers for text in each["matchStrings"]]
+    for name in template.run("git", "ls-files").stdout.split():
+        text = (template.path / name).read_text()
+        for pattern in patterns:
+            text = re.sub(pattern, lambda match: match[0] + "9", text)
+        (template.path / name).write_text(text)
+    template.append("test/template/test_fork_merge.py", "# newer\n")
+    (template.path / "test/template/test_newer.py").write_text("# new\n")
+    template.run("git", "mv", "test/template/test_red.py", "test/template/test_redder.py")
+    template.append("README.md", "Newer.\n")
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """The fork, with all that it changed; its `expected` is the tree that it should arrive at."""
+    fork = Checkout(tmp_path / "fork")
+    fork.run("git", "checkout", "--quiet", "-b", "newest")
+    update_every_version(fork)
+    newest = fork.commit("Update every version")
+    fork.run("git", "clone", "--quiet", "--bare", ".", tmp_path / "template.git")
+    fork.run("git", "-C", tmp_path / "template.git", "branch", "--force", "main", newest)
+    fork.run("git", "config", f"url.{tmp_path}/template.git.insteadOf", URL)
+    pieces.do(fork, *pieces.EVERY_ONE)
+    fork.expected = fork.run("git", "rev-parse", "HEAD^{tree}").stdout
+    old = fork.run("git", "log", "-1", "--format=%H", "--grep=^Upgrade:", newest).stdout.strip()
+    fork.run("git", "checkout", "--quiet", "-B", "main", old)
+    pieces.do(fork, *pieces.EVERY_ONE)
+    return fork
+
+
+def test_a_newer_template_conflicts_only_with_what_was_deleted(fork):
+    author = {
+        f"GIT_{who}_{what}": "t@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    fetch, merge, remove, commit = pieces.block("git fetch").splitlines()
+    fork.run("sh", "-c", fetch)
+    fork.run("sh", "-c", merge, check=False, **author)
+    conflicts = fork.run("git", "diff", "--name-only", "--diff-filter=U").stdout.split()
+    names = {os.path.dirname(name) or name for name in conflicts}
+    assert names == {"README.md", "README.zh-CN.md", "test/template"}
+    fork.run("sh", "-c", remove)
+    fork.run("sh", "-c", commit, **author)
+    assert (fork.path / "README.md").read_text() == "# My service\n"
+    difference = fork.run("git", "diff", "HEAD", fork.expected.strip()).stdout
+    assert difference == ""

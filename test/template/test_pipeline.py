@@ -42,9 +42,9 @@ SECRETS = {
 
 def environment_is_cached(log):
     """True when every build took the environment from the cache, False when one made it."""
-    steps = re.findall(r"\[environment \d/\d\] RUN .*", log)
-    assert steps, "no build of the environment in the log"
-    return all(step.endswith(": cached") for step in steps)
+    ends = re.findall(r"(#\d+) \[environment \d/\d\] RUN (?s:.*?)\1 (CACHED|DONE)", log)
+    assert ends, f"no build of the environment in the log: {log}"
+    return all(end == "CACHED" for _, end in ends)
 
 
 def result(log, job):

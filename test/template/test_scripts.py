@@ -5,7 +5,6 @@ docker and its like are stand-ins that write down what they are asked and know n
 """
 
 import os
-import pty
 import re
 import shutil
 import subprocess
@@ -259,19 +258,19 @@ def test_help_and_misuse(copy, name):
             {},
             "is needed: docker: unknown command: docker buildx (",
         ),
-        ({"docker": DOCKER}, {"TMPDIR": "/nowhere"}, "(TMPDIR must name a directory"),
         (
             {"docker": DOCKER},
             {"IMAGE_PREFIX": "mirror.test"},
-            "'mirror.test' must end with a slash",
+            "'mirror.test' must be written out and end with a slash",
         ),
+        ({"docker": DOCKER}, {"IMAGE_PREFIX": "$GROUP/"}, "'$GROUP/' must be written out"),
         (
             {"docker": DOCKER},
             {"CI": "true"},
             "no container registry (switch it on: Settings > General",
         ),
     ],
-    ids=["docker", "buildx", "temporary", "slash", "registry"],
+    ids=["docker", "buildx", "slash", "variable", "registry"],
 )
 def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
     copy = copy(**commands)
@@ -279,54 +278,30 @@ def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words)
     assert copy.calls("buildx build") == []
 
 
-@pytest.mark.parametrize(
-    "message, cert_path, words",
-    [
-        (
-            "Failed to initialize: open ca.pem: no such file",
-            "bin",
-            "must mount a volume at /certs/client",
-        ),
-        (
-            "dial tcp: lookup docker on 10.0.0.1:53: no such host",
-            "",
-            "no such host (the runner must start the dind service privileged",
-        ),
-        (
-            "dial tcp 10.0.0.2:2376: connect: connection refused",
-            "",
-            "connection refused (the runner must start the dind service privileged",
-        ),
-        ("one line\ntls: bad certificate", "", "tcp://docker:2376: tls: bad certificate"),
-    ],
-    ids=["no certificates", "unknown host", "refused", "else"],
-)
-def test_build_explains_why_no_engine_answers(copy, message, cert_path, words):
-    copy = copy(docker=but({"version": error(message)}))
-    env = {"DOCKER_HOST": "tcp://docker:2376", "DOCKER_CERT_PATH": cert_path}
-    assert words in reason(copy.run("build", **env))
-    assert copy.calls("buildx build") == []
-
-
-@pytest.mark.parametrize("name", ["DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_CERT_PATH"])
-def test_build_names_the_variable_that_overrides_the_pipelines_file(copy, name):
-    copy = copy(docker=but({"version": error("open /certs/client/ca.pem: no such file")}))
+@pytest.mark.parametrize("name", [None, "DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_CERT_PATH"])
+def test_build_says_what_to_do_when_no_engine_answers_the_job(copy, name):
+    copy = copy(docker=but({"version": error("one line\ndial tcp: connection refused")}))
     shutil.copy(ROOT / ".gitlab-ci.yml", copy.path)
     file = {
         "DOCKER_HOST": "tcp://docker:2376",
         "DOCKER_TLS_CERTDIR": "/certs",
         "DOCKER_CERT_PATH": "/certs/client",
     }
-    words = f"no such file (remove the CI/CD variable {name}: it overrides {file[name]} of"
-    assert words in reason(copy.run("build", **{**REGISTRY, **file, name: ""}))
-    assert "runner must mount" in reason(copy.run("build", **REGISTRY, **file))
+    hint = "the runner must start the dind service privileged, with a volume at /certs/client"
+    if name:
+        file[name] = ""
+        hint = f"remove the CI/CD variable {name}: it overrides .gitlab-ci.yml"
+    answer = reason(copy.run("build", **REGISTRY, **file))
+    assert answer.startswith("build: no Docker engine answers at ")
+    assert answer.endswith(f": dial tcp: connection refused ({hint})\n")
+    assert copy.calls("buildx build") == []
 
 
 def test_build_says_that_it_cannot_write_what_it_hands_on_before_it_builds(copy):
     copy = copy(docker=DOCKER)
     (copy.path / "build.env").mkdir()
     answer = reason(copy.run("build", **REGISTRY))
-    assert answer.startswith("build: cannot write build.env: ") and "directory" in answer
+    assert "build.env" in answer and "directory" in answer
     assert copy.calls("buildx build") == []
 
 
@@ -342,7 +317,6 @@ def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
     assert built() == (0, ["Built app:release of dev"], "")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     subprocess.run([*git, "init", "--quiet"], cwd=copy.path, check=True)
-    assert built() == (0, ["Built app:release of dev"], "")
     commit = [*git, "commit", "--quiet", "--allow-empty", "--message=First"]
     subprocess.run(commit, cwd=copy.path, check=True)
     head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=copy.path, text=True).strip()
@@ -350,7 +324,7 @@ def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
     status, _, message = built(GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
     assert status == 1 and message.count("\n") == 1
     assert message.startswith("build: cannot tell the commit: fatal: detected dubious ownership")
-    assert len(copy.calls("buildx build")) == 3
+    assert len(copy.calls("buildx build")) == 2
 
 
 @pytest.mark.parametrize(
@@ -427,25 +401,13 @@ def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
             "Get https://registry.test/v2/: tls: x509: certificate signed by unknown authority",
             "unknown authority (dind lacks its CA: scripts/register-runner --ca-file --registry)",
         ),
-        (
-            "x509: certificate has expired or is not yet valid: current time 2026-11-26T10:00:00Z",
-            "current time 2026-11-26T10:00:00Z (give the registry a certificate",
-        ),
-        (
-            "x509: certificate is valid for other.test, not registry.test",
-            "valid for other.test, not registry.test (give the registry a certificate",
-        ),
-        (
-            "x509: certificate relies on legacy Common Name field, use SANs instead",
-            "legacy Common Name field, use SANs instead (give the registry a certificate",
-        ),
-        ("http: server gave HTTP response to HTTPS client", "it does not speak HTTPS"),
+        ("x509: certificate has expired", "as robot: x509: certificate has expired\n"),
         (
             "one line\nunauthorized: incorrect password",
             "as robot: unauthorized: incorrect password",
         ),
     ],
-    ids=["private CA", "expired", "other name", "legacy", "http", "password"],
+    ids=["private CA", "expired", "password"],
 )
 def test_build_explains_why_it_cannot_log_in(copy, message, words):
     copy = copy(docker=but({"login *": error(message)}))
@@ -507,8 +469,8 @@ def test_build_hands_on_both_images_by_digest(pushes):
 def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(copy):
     copy = copy(docker=but({"buildx build --target test *": "exit 3"}))
     (copy.path / "build.env").write_text("DEPLOY_IMAGE=earlier\n")
-    assert copy.run("build", **REGISTRY).returncode == 3
-    assert len(copy.calls("buildx build")) == 2 and copy.read("build.env") is None
+    assert copy.run("build", **REGISTRY).returncode == 1
+    assert len(copy.calls("buildx build")) == 2 and not copy.read("build.env")
 
 
 def progress(text, then=""):
@@ -567,17 +529,22 @@ Dockerfile:17
 ERROR: failed to build: failed to solve: exit code: 1"""
 
 
-def test_a_build_prints_a_line_a_step_and_the_time_of_those_that_take_some(copy):
+def test_a_build_prints_the_beginning_and_the_end_of_its_steps(copy):
     answer = copy(docker=progress(f"{START}\n{END}")).run("build")
     assert answer.returncode == 0 and answer.stderr == ""
     assert answer.stdout.splitlines()[1:-2] == [
         "#2 [internal] load metadata for docker.io/library/python:3.14-slim",
-        "#4 [base 1/3] FROM docker.io/library/python:3.14-slim@sha256:c5c86b8d926d4a1020: 0.0s",
-        "#5 [base 2/3] WORKDIR /app: cached",
-        "#6 [base 3/3] RUN pip install -r requirements.txt ...",
-        "#7 [release 1/1] COPY server.py /app/: 0.1s",
-        "#6 [base 3/3] RUN pip install -r requirements.txt: 12.3s",
-        "#8 exporting to image: 0.2s",
+        "#2 DONE 0.1s",
+        "#4 [base 1/3] FROM docker.io/library/python:3.14-slim@sha256:c5c86b8d926d4a1020",
+        "#4 DONE 0.0s",
+        "#5 [base 2/3] WORKDIR /app",
+        "#5 CACHED",
+        "#6 [base 3/3] RUN --mount=type=secret,id=pip.conf     pip install -r requirements.txt",
+        "#7 [release 1/1] COPY server.py /app/",
+        "#7 DONE 0.1s",
+        "#6 DONE 12.3s",
+        "#8 exporting to image",
+        "#8 DONE 0.2s",
     ]
 
 
@@ -592,22 +559,11 @@ def test_a_step_of_a_build_is_shown_while_it_runs(copy):
         assert process.wait() == 0
 
 
-def test_on_a_terminal_buildkit_shows_its_progress_itself(copy):
-    copy = copy(docker=DOCKER)
-    keyboard, screen = pty.openpty()
-    with copy.start("build", stdout=screen) as process:
-        assert process.wait(20) == 0
-    os.close(screen)
-    os.close(keyboard)
-    [build] = copy.calls("buildx build")
-    assert "--progress" not in build
-
-
-def test_a_build_that_fails_shows_all_that_buildkit_has_printed_and_keeps_its_status(copy):
+def test_a_build_that_fails_shows_all_that_buildkit_has_printed(copy):
     output = "\n".join(f"#6 2.{number} line {number}" for number in range(100, 200))
     log = f"{START}\n{output}\n{FAILURE}\n"
     answer = copy(docker=progress(log, "exit 3")).run("build")
-    assert answer.returncode == 3
+    assert answer.returncode == 1
     assert answer.stderr == "build: cannot build release (the log above says why)\n"
     assert answer.stdout.endswith(log + "\n")
 

@@ -42,9 +42,8 @@ SECRETS = {
 
 def environment_is_cached(log):
     """True when every build took the environment from the cache, False when one made it."""
-    ends = re.findall(r"(#\d+) \[environment \d/\d\] RUN (?s:.*?)\1 (CACHED|DONE)", log)
-    assert ends, f"no build of the environment in the log: {log}"
-    return all(end == "CACHED" for _, end in ends)
+    assert "==> Building release\n" in log and "==> Building test\n" in log, log
+    return not re.search(r"\[environment \d/\d\] RUN ", log)  # cached steps are not shown
 
 
 def result(log, job):

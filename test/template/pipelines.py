@@ -196,7 +196,7 @@ class Pipeline(Checkout):
             (cd /tmp/source && {prepare})
             docker network create job > /dev/null
             docker run --detach --quiet --name docker --network job {dind} \\
-                --volume /etc/dind:/etc/docker:ro --add-host registry.test:host-gateway \\
+                --volume /etc/docker:/etc/docker:ro --add-host registry.test:host-gateway \\
                 docker:29.7.2-dind > /dev/null
             docker run --rm --network job {client} \\
                 --volume /tmp/source:/source --workdir /source {env} \\

@@ -20,9 +20,9 @@ CACHE = (
     "/group/project/_manifests/tags/cache/current/link"
 )
 
-# A registry and its token service. Of the CA of their certificates only dind is told.
+# A registry and its token service. Of the CA of their certificates only engines are told.
 PRIVATE_REGISTRY = """
-    mkdir -p /tls /etc/dind/certs.d/registry.test:5443
+    mkdir -p /tls /etc/docker/certs.d/registry.test:5443
     cd /tls
     new="openssl req -newkey rsa:2048 -nodes"
     $new -x509 -days 2 -subj "/CN=private CA" -keyout ca.key -out ca.crt
@@ -30,7 +30,7 @@ PRIVATE_REGISTRY = """
     echo subjectAltName=DNS:registry.test > names
     openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial \\
         -days 2 -extfile names -out server.crt
-    cp ca.crt /etc/dind/certs.d/registry.test:5443/
+    cp ca.crt /etc/docker/certs.d/registry.test:5443/
     docker run --detach --name token --publish 8443:8443 \\
         --volume /tls:/tls:ro --volume /tmp/source/test/template:/test:ro \\
         python:3.14-slim python /test/registry_token.py 8443
@@ -182,13 +182,13 @@ def test_what_a_build_fetches_comes_through_the_proxy(pipeline, build):
 
 @pytest.fixture
 def private_registry(pipeline):
-    """The name of a registry that takes tokens only, as GitLab's does; dind alone knows its CA."""
+    """The name of a registry that takes tokens only, as GitLab's does; jobs do not know its CA."""
     pipeline.put_source("/tmp/source")
     pipeline.host("sh", "-euc", PRIVATE_REGISTRY)
     await_true(lambda: "ready" in pipeline.docker("logs", "token"), seconds=30)
     yield "registry.test:5443"
     pipeline.docker("rm", "--force", "--volumes", "token", "private-registry")
-    pipeline.host("rm", "-r", "/etc/dind/certs.d/registry.test:5443", "/tls")
+    pipeline.host("rm", "-r", "/etc/docker/certs.d/registry.test:5443", "/tls")
 
 
 def test_a_private_ca_that_dind_knows_is_enough_to_push(build, private_registry):
@@ -206,9 +206,7 @@ def test_a_private_ca_that_dind_knows_is_enough_to_push(build, private_registry)
 # A registry on two ports, to clients two registries. Its only user is robot, with pa55word.
 LOCKED_REGISTRY = """
     for port in 5444 5445; do
-        for directory in /etc/dind /etc/docker; do
-            cp -r $directory/certs.d/registry.test $directory/certs.d/registry.test:$port
-        done
+        cp -r /etc/docker/certs.d/registry.test /etc/docker/certs.d/registry.test:$port
     done
     mkdir /locked
     echo 'robot:$2b$04$c/Z7RvtLTC6JRNbJIbV7peec1ffJUzL0nNlVV0w1wiKK5LdelnQpS' > /locked/htpasswd
@@ -237,7 +235,7 @@ def locked_registry(pipeline):
     pipeline.docker("logout", own)
     yield own, other
     pipeline.docker("rm", "--force", "--volumes", "locked")
-    pipeline.host("sh", "-c", "rm -r /locked /etc/d*/certs.d/registry.test:544[45]")
+    pipeline.host("sh", "-c", "rm -r /locked /etc/docker/certs.d/registry.test:544[45]")
 
 
 def test_the_jobs_login_beats_docker_auth_config_which_serves_for_others(

@@ -27,12 +27,10 @@ inspect_all() {
 
 # probe ARGUMENT...: prints what scripts/probe.py finds in the network of the engine's host.
 probe() {
-    try probe_once "$@" || die "cannot run $image on the host: $(why)"
+    set -- -c "$(cat scripts/probe.py)" "$@"
+    set -- --network host --no-healthcheck --entrypoint python "$image" "$@"
+    try docker run --rm "$@" || die "cannot run $image on the host: $(why)"
     cat "$work/output"
-}
-probe_once() {
-    set -- --network host --no-healthcheck --entrypoint python "$image" - "$@"
-    docker run --rm --interactive "$@" < scripts/probe.py
 }
 
 # --- The engine

@@ -55,7 +55,7 @@ VALUES = {
 VERSIONS = {it: hashlib.sha256(it.encode()).hexdigest()[:12] for it in VALUES["password"][1:]}
 PASSWORDS = {version: password for password, version in VERSIONS.items()}
 # What scripts/deploy asks docker for at the moment when it is cancelled.
-MOMENTS = ["stack deploy", "config create", "- ask http", "service ps --format"]
+MOMENTS = ["stack deploy", "config create", " ask http", "service ps --format"]
 # What must have happened in the end.
 EVENTS = {*STEPS, "cancelled", "gone back"}
 EVENTS |= {f"{name} {change}" for name in VALUES for change in ("set", "taken away")}

@@ -52,18 +52,8 @@ find_engine() {
     [ -z "${DEPLOY_HOST:-}" ] || export DOCKER_HOST="$DEPLOY_HOST"
     [ -z "${DEPLOY_SSH_KEY:-}" ] || use_key
     engine="the engine at ${DOCKER_HOST:-the local socket}"
-    try docker node ls --format '{{.Status}} {{.Availability}}' || {
-        case $(cat "$work/error") in
-            *'swarm init'*) hint="there: scripts/register-runner, or docker swarm init" ;;
-            *'Host key'*) hint="is it that host? DEPLOY_SSH_KNOWN_HOSTS lacks its key" ;;
-            *'Permission denied'*) hint="authorized_keys there lacks the half of DEPLOY_SSH_KEY" ;;
-            *'permission denied'*) hint="is its user in the group docker? is it SELinux?" ;;
-            *Worker*) hint="DEPLOY_HOST must name a manager" ;;
-            *onnect*) hint="the runner with the tag deploy mounts the socket; or DEPLOY_HOST" ;;
-            *) hint='' ;;
-        esac
-        die "$engine: $(why)${hint:+ ($hint)}"
-    }
+    try docker node ls --format '{{.Status}} {{.Availability}}' ||
+        die "$engine: $(why) (scripts/register-runner prepares a host; DEPLOY_HOST names another)"
     nodes=$(grep -c '^Ready Active' "$work/output") ||
         die "$engine: no node of the swarm is ready (docker node ls)"
 }
@@ -73,9 +63,6 @@ log_in() {
     [ -n "$password" ] || return 0
     prefer_logins
     try send_password || die "cannot log in to $CI_REGISTRY as $user: $(why)"
-    [ "$nodes" = 1 ] || [ -n "${CI_DEPLOY_PASSWORD:-}" ] ||
-        echo "    A replica that moves to another node later may find no image: the password ends" \
-            "with this job (a deploy token named gitlab-deploy-token lasts)"
 }
 send_password() {
     printf '%s' "$password" | docker login --username "$user" --password-stdin "$CI_REGISTRY"
@@ -180,8 +167,6 @@ free_port() {
     free=$(probe port "$1" "$release" "$holder
 $used" "$subnets") || exit
     case $free in
-        *"by the service $stack ("*) die "$free; if an older scripts/deploy made that service:" \
-            "docker service rm $stack" ;;
         *[!0-9]*) die "$free" ;;
     esac
     echo "$free"

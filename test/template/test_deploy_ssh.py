@@ -129,12 +129,12 @@ def test_a_wrong_key_and_an_unknown_host_end_in_one_line_each(remote, sshd):
     directory, host = sshd
     unwelcome = remote.deploy(DEPLOY_SSH_KEY=str(directory / "stranger")).reason()
     assert unwelcome.startswith(f"deploy: the engine at {host}: ")
-    assert "authorized_keys there lacks the half of DEPLOY_SSH_KEY" in unwelcome
+    assert "Permission denied" in unwelcome
     (directory / "nobody").write_text("")
     for name in ("other_hosts", "nobody"):
         unknown = remote.deploy(DEPLOY_SSH_KNOWN_HOSTS=str(directory / name)).reason()
         assert unknown.startswith(f"deploy: the engine at {host}: ")
-        assert "DEPLOY_SSH_KNOWN_HOSTS lacks its key" in unknown
+        assert "Host key verification failed" in unknown
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)

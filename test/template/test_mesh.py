@@ -283,7 +283,6 @@ def test_when_one_of_two_hosts_is_cut_off_the_other_goes_on(mesh, other):
     here, there = mesh.host.name, other.name
     spread = mesh.deploy(mesh.answering(), DEPLOY_REPLICAS="4")
     assert spread.status == 0, spread.output
-    assert "a deploy token named gitlab-deploy-token" in spread.output, spread.output
     assert mesh.nodes() == [here, here, there, there]
     with mesh.load() as result, mesh.load(mesh.url_of(other)) as result_there:
         time.sleep(5)

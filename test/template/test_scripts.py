@@ -597,11 +597,11 @@ SOCKET = (
 @pytest.mark.parametrize(
     "answers, words",
     [
-        ({"node ls *": error("Cannot connect to the Docker daemon")}, "(the runner with the tag"),
-        ({"node ls *": error(NO_SWARM)}, "scripts/register-runner, or docker swarm init)"),
-        ({"node ls *": error(WORKER)}, "(DEPLOY_HOST must name a manager)"),
-        ({"node ls *": error(LOCKED)}, "docker swarm unlock"),
-        ({"node ls *": error(SOCKET)}, "(is its user in the group docker?"),
+        ({"node ls *": error("Cannot connect to the Docker daemon")}, "(scripts/register-runner"),
+        ({"node ls *": error(NO_SWARM)}, NO_SWARM),
+        ({"node ls *": error(WORKER)}, WORKER),
+        ({"node ls *": error(LOCKED)}, LOCKED),
+        ({"node ls *": error(SOCKET)}, SOCKET),
         ({"node ls *": "echo Ready Drain"}, "no node of the swarm is ready"),
         ({"pull *": error("manifest unknown")}, f"cannot pull {IMAGE}: manifest unknown"),
         (

@@ -172,16 +172,14 @@ $used" "$subnets") || exit
     echo "$free"
 }
 
-# remove_stack STACK; its containers use its network for some seconds more.
+# remove_stack STACK: removes it, and waits until its containers have freed their port and network.
 remove_stack() {
     for kind in service config secret; do
         docker "$kind" ls --quiet --filter "label=$label=$1" | xargs -r docker "$kind" rm
     done > /dev/null
-    for pause in 1 2 3 4 0; do
-        docker network ls --quiet --filter "label=$label=$1" |
-            xargs -r docker network rm > /dev/null 2>&1 && return
-        sleep "$pause"
-    done
+    deadline=$(($(date +%s) + 15))
+    until [ -z "$(docker stack ps --quiet "$1" 2> /dev/null)" ] || ! in_time; do sleep 0.5; done
+    docker network ls --quiet --filter "label=$label=$1" | xargs -r docker network rm > /dev/null
 }
 
 # --- The records: each verified deployment leaves one, a Swarm config named STACK.NUMBER that holds

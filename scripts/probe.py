@@ -33,13 +33,13 @@ def port(span, release, used, networks):
         )
     first, last = map(int, span.split("-"))
     names = dict(line.split(" ", 1) for line in used.splitlines() if line)
-    names = dict.fromkeys(listening(), "a program on the host") | names
+    names = dict.fromkeys(listening(), "a program or container on the host") | names
     size = last - first + 1
     for number in range(size):
         port = first + (zlib.crc32(release.encode()) + number) % size
         if str(port) not in names:
             return port
-    if size > 1:
+    if first != last:
         return f"no port of {span} is free (set DEPLOY_PORTS, or stop an old release)"
     return f"port {first} is used by {names[str(first)]} (stop it, or set DEPLOY_PORT)"
 

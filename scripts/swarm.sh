@@ -1,7 +1,9 @@
 # shellcheck shell=sh disable=SC2034,SC2086,SC2154 # a part of scripts/deploy; lists are split
-# swarm.sh: how scripts/deploy reaches Docker, and what it knows of a stack in Swarm.
+# swarm.sh: the functions with which scripts/deploy reaches Docker and works with a stack in Swarm.
 
-# try COMMAND...: runs a command, and again if it fails, as while Swarm elects a leader: four times.
+label=com.docker.stack.namespace # Swarm's own, of all that belongs to a stack
+
+# try COMMAND...: runs a command up to four times, because calls fail while Swarm elects a leader.
 try() {
     for pause in 1 2 3 0; do
         "$@" > "$work/output" 2> "$work/error" && return
@@ -11,13 +13,13 @@ try() {
     return 1
 }
 
-# ask ARGUMENT...: prints docker's answer. That it cannot be asked is never taken for one.
+# ask ARGUMENT...: prints docker's answer, or ends. A call that fails is no empty answer.
 ask() {
     try docker "$@" || die "$engine: $(why)"
     cat "$work/output"
 }
 
-# inspect_all KIND FORMAT FILTER...: prints all objects of a kind.
+# inspect_all KIND FORMAT FILTER...: prints all objects of a kind, such as service, in that format.
 inspect_all() {
     kind=$1 format=$2
     shift 2
@@ -25,7 +27,7 @@ inspect_all() {
     [ -z "$found" ] || ask "$kind" inspect --format "$format" $found
 }
 
-# probe ARGUMENT...: prints what scripts/probe.py finds in the network of the engine's host.
+# probe ARGUMENT...: runs scripts/probe.py in the network of the engine's host, prints its answer.
 probe() {
     set -- -c "$(cat scripts/probe.py)" "$@"
     set -- --network host --no-healthcheck --entrypoint python "$image" "$@"
@@ -35,7 +37,7 @@ probe() {
 
 # --- The engine
 
-# use_key: lets ssh have the key, which it refuses if others may read it, as they may GitLab's file.
+# use_key: gives ssh a copy of the key, because it refuses a file that others may read, as GitLab's.
 use_key() {
     ssh=$(command -v ssh) || die "ssh is not installed (install openssh-client)"
     (umask 077 && tr -d '\r' < "$DEPLOY_SSH_KEY" > "$work/key" && echo >> "$work/key")
@@ -47,7 +49,7 @@ use_key() {
     PATH=$work:$PATH # docker calls ssh
 }
 
-# find_engine: fails unless the engine answers and manages a swarm; sets $nodes to its ready nodes.
+# find_engine: fails unless the engine manages a swarm; sets $nodes to the number of ready nodes.
 find_engine() {
     [ -z "${DEPLOY_HOST:-}" ] || export DOCKER_HOST="$DEPLOY_HOST"
     [ -z "${DEPLOY_SSH_KEY:-}" ] || use_key
@@ -58,9 +60,11 @@ find_engine() {
         die "$engine: no node of the swarm is ready (docker node ls)"
 }
 
-# log_in: lets the engine pull, with a deploy token if there is one.
+# log_in: lets the engine pull. A deploy token comes first, since it outlives the job.
 log_in() {
-    [ -n "$password" ] || return 0
+    user=${CI_DEPLOY_USER:-${CI_REGISTRY_USER:-}}
+    password=${CI_DEPLOY_PASSWORD:-${CI_REGISTRY_PASSWORD:-}}
+    [ -n "$password" ] && [ -n "${CI_REGISTRY:-}" ] || return 0
     prefer_logins
     try send_password || die "cannot log in to $CI_REGISTRY as $user: $(why)"
 }
@@ -70,13 +74,13 @@ send_password() {
 
 # --- The stack
 
-# look: reads what Swarm has of the stack: $services, "name running/wanted"; $states, as below; of
-# `server` the $deployment and the project, $owner, that it is of, and its $ports.
-state='{{.Spec.Name}}|{{index .Spec.Labels "deployment"}}|{{index .Spec.Labels "project"}}|'
-state=$state'{{range .Endpoint.Ports}}{{.PublishedPort}} {{end}}|'
-state=$state'{{with .UpdateStatus}}{{.State}}{{end}}|'
-state=$state'{{if ne (index .Spec.Labels "com.docker.stack.image") '
-state=$state'.Spec.TaskTemplate.ContainerSpec.Image}}by hand{{end}}'
+# look: asks Swarm for the $services of the stack, "name running/wanted", for their $states, and for
+# the $deployment, the project ($owner) and the $ports of `server`.
+state='{{.Spec.Name}}|{{index .Spec.Labels "deployment"}}|{{index .Spec.Labels "project"}}|{{
+    range .Endpoint.Ports}}{{.PublishedPort}} {{end}}|{{
+    with .UpdateStatus}}{{.State}}{{end}}|{{
+    if ne (index .Spec.Labels "com.docker.stack.image") .Spec.TaskTemplate.ContainerSpec.Image
+    }}by hand{{end}}'
 look() {
     deployment=unknown states=''
     services=$(docker service ls "$of_stack" --format '{{.Name}} {{.Replicas}}') || return
@@ -89,8 +93,8 @@ look() {
     ports=$(echo "$server" | cut -d '|' -f 4)
 }
 
-# have_replicas: succeeds if each service has its replicas, all as it is declared now (docker's own
-# progress bar uses this filter), and each job, such as a migration, has ended well.
+# have_replicas: succeeds if each service has its replicas, all as they are declared now, and each
+# job, such as a migration, has ended well. docker's own progress bar uses this filter.
 have_replicas() {
     look 2> "$work/error" && [ -n "$names" ] || return 1
     case $states in *'|updating|'* | *'|rollback'* | *'|paused|'*) return 1 ;; esac
@@ -103,8 +107,8 @@ have_replicas() {
         END { exit missing > 0 }'
 }
 
-# replicas_stay: succeeds if they have been there for two seconds, when a service is new: one that
-# crashes after its start runs for a moment, again and again. Swarm watches updates (`monitor`).
+# replicas_stay: succeeds if the replicas of a new service have run for two seconds. One that
+# crashes after its start runs for a moment, each time. Swarm watches updates itself (`monitor`).
 replicas_stay() {
     have_replicas || { since='' && return 1; }
     echo "$names" | grep -v '_migration$' | grep -qvxF "$names_before" || return 0
@@ -113,8 +117,8 @@ replicas_stay() {
 }
 
 # troubles: prints "state|name|id|error" of each task that this deployment has started and that does
-# not run, the ended first. One that did not become healthy is Complete: its server ends in order.
-# One may have to wait until a node has let go of the network of a stack that has just been removed.
+# not run; those that have ended come first. A server that did not become healthy is Complete, as it
+# ends in order. A task may wait until its node lets go of the network of a stack just removed.
 ended='^(Complete|Failed|Rejected)'
 troubles() {
     set -- --no-trunc --format '{{.CurrentState}}|{{.Name}}|{{.ID}}|{{.Error}}'
@@ -124,12 +128,22 @@ troubles() {
         sed -E "s/$ended/0&/" | sort | sed 's/^0//'
 }
 
-# apply FILE OPTION...: gives Swarm a rendered stack, in which each $ is meant, with our mark.
+# show_trouble: prints the last lines of a task that failed, or else of one that is not ready.
+show_trouble() {
+    troubles | head -n 1 | while IFS='|' read -r state name task error; do
+        case $error in *'(137)'*) error="$error, killed (does it need more memory?)" ;; esac
+        echo "    $name: $state: ${error:-not healthy}; its last lines:"
+        timeout 10 docker service logs --raw --tail 20 "$task" 2>&1 | sed 's/^/    | /'
+    done
+}
+
+# apply FILE OPTION...: gives Swarm a rendered stack, with the id of this deployment. Each $ in it
+# stands for itself.
 apply() {
     mark="s/^        deployment: '@'\$/        deployment: $id/"
     sed -e 's/\$/$$/g' -e "$mark" "$1" > "$work/stack.yml"
     shift
-    # docker keeps an image that was changed by hand, as long as this label says what it deployed.
+    # docker leaves an image that was changed by hand if this label says that it is deployed.
     for name in $(echo "$states" | sed -n 's/|.*|by hand$//p'); do
         try docker service update --detach --quiet --label-rm com.docker.stack.image "$name"
     done
@@ -137,12 +151,12 @@ apply() {
     try docker stack deploy "$@" --compose-file "$work/stack.yml" "$stack"
 }
 
-# part CLASS...: prints the rendered stack with the services of these classes only: `migration` is
-# the one of that name, `release` has the release's image, `other` another.
+# part CLASSES: prints the rendered stack with the services of these classes only: `migration` is
+# the one of that name, `release` those with the image of the release, `other` the rest.
 part() {
-    # docker has read the list of variables, which ends with this job.
+    # docker has read the list of variables, a file that ends with this job.
     sed "s|^      - $SERVICE_VARIABLES\$|      - /dev/null|" "$work/config" |
-        awk -v classes="$*" -v image="    image: $image" '
+        awk -v classes="$1" -v image="    image: $image" '
             function end() {
                 class = name == "  migration:" ? "migration" : released ? "release" : "other"
                 if (index(classes, class)) printf "%s", text
@@ -157,18 +171,16 @@ part() {
             END { end() }'
 }
 
+has() { [ "$(part "$1")" != "$(part none)" ]; }
+
 # free_port FIRST-LAST: prints a port of the range that is free.
 free_port() {
-    used=$(inspect_all service '{{range .Endpoint.Ports}}
-{{.PublishedPort}} the service {{$.Spec.Name}}{{end}}') || exit
-    holder=$(ask ps --filter "publish=${1%-*}" --format "${1%-*} the container {{.Names}}") || exit
+    format='{{range .Endpoint.Ports}}{{.PublishedPort}} the service {{println $.Spec.Name}}{{end}}'
+    used=$(inspect_all service "$format") || exit
     subnets=$([ "$DEPLOY_PUBLISH_MODE" = host ] ||
         inspect_all network '{{range .IPAM.Config}}{{.Subnet}} {{end}}' --filter 'name=^ingress$')
-    free=$(probe port "$1" "$release" "$holder
-$used" "$subnets") || exit
-    case $free in
-        *[!0-9]*) die "$free" ;;
-    esac
+    free=$(probe port "$1" "$release" "$used" "$subnets") || exit
+    case $free in *[!0-9]*) die "$free" ;; esac
     echo "$free"
 }
 
@@ -182,29 +194,32 @@ remove_stack() {
     docker network ls --quiet --filter "label=$label=$1" | xargs -r docker network rm > /dev/null
 }
 
-# --- The records: each verified deployment leaves one, a Swarm config named STACK.NUMBER that holds
+# --- The records. Each verified deployment leaves one: a Swarm config named STACK.NUMBER that holds
 # --- the whole stack as it was deployed.
 
-# list_records FILTER: prints their names, the newest first.
+# list_records FILTER: prints the names of the records, the newest first.
 list_records() {
     found=$(ask config ls --filter label=project "$1" --format '{{.Name}}') || exit
     echo "$found" | sort -t . -k 2nr
 }
-first() { echo "$1" | head -n 1; }
 read_record() { ask config inspect --format '{{printf "%s" .Spec.Data}}' "$1"; }
 
-# noted KEY FILE: prints the image, the release or the url of a record.
-noted() { sed -n "s/^# $1 //p" "$2"; }
+# recall FILE: sets $image, $release and $url to those of a record.
+recall() {
+    image=$(sed -n 's/^# image //p' "$1")
+    release=$(sed -n 's/^# release //p' "$1")
+    url=$(sed -n 's/^# url //p' "$1")
+}
 
-# remember: leaves the record of what was verified, unless the newest says the same.
+# remember: leaves a record of what was verified, unless the newest one says the same.
 remember() {
     {
         printf '# %s\n' "image $image" "release $release" "url $url"
         sed '/^    name: /{n;s/^    file: .*/    external: true/;}' "$work/plan"
     } > "$work/record"
     [ "$(cat "$work/record")" != "$(cat "$work/verified")" ] || return 0
-    last=$(list_records --filter=label=project)
-    last=$(first "$last")
+    all=$(list_records --filter=label=project)
+    last=$(echo "$all" | sed -n 1p)
     set -- --label "$label=$stack" --label "project=${image%@*}"
     [ "$DEPLOY_STRATEGY" = replace ] || set -- "$@" --label "beside=$DEPLOY_STACK"
     try docker config create "$@" "$stack.$((${last##*.} + 1))" "$work/record" ||
@@ -218,7 +233,7 @@ forget() {
         fail "cannot remove the record $1: $(why)"
 }
 
-# remove_secrets: reads all records into $named; removes the stack's secrets that none names.
+# remove_secrets: reads all records into $named, and removes the stack's secrets that none names.
 remove_secrets() {
     project=--filter=label=project=${image%@*}
     named=$(inspect_all config '{{printf "%s" .Spec.Data}}' "$project") || return
@@ -227,11 +242,11 @@ remove_secrets() {
     done
 }
 
-# clean_up: removes what no verified release needs to which one can go back.
+# clean_up: removes what none of the releases needs that are kept.
 clean_up() {
     older() { tail -n +$((DEPLOY_KEEP + 1)); }
     if [ "$DEPLOY_STRATEGY" = beside ]; then
-        # A stack has a record for each change of its settings.
+        # A stack has a record for each change of its settings, so a name may come several times.
         stacks=$(list_records "--filter=label=beside=$DEPLOY_STACK" | sed 's/\.[0-9]*$//')
         for old in $(echo "$stacks" | awk '!seen[$0]++' | older); do
             remove_stack "$old"
@@ -239,11 +254,11 @@ clean_up() {
     fi
     list_records "$of_stack" | older | xargs -r docker config rm > /dev/null
     remove_secrets || return
-    used=$(ask ps --all --no-trunc --format '{{.Image}}') || return
     set -- --digests --filter "before=$image" --format '{{.Repository}}@{{.Digest}}'
     for repository in "${image%@*}" "${image%@*}/test"; do
         ask image ls "$@" "$repository"
     done | grep @sha256: | while read -r old; do
-        case "$named $used" in *"$old"*) ;; *) docker image rm --force "$old" ;; esac
-    done > /dev/null
+        # docker itself refuses to remove an image that a container uses.
+        case $named in *"$old"*) ;; *) docker image rm "$old" ;; esac
+    done > /dev/null 2>&1
 }

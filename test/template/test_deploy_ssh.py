@@ -121,7 +121,7 @@ def remote(pipeline, sshd, tmp_path):
 def test_a_release_is_deployed_over_ssh_as_through_the_socket(remote):
     run = remote.deploy()
     assert run.status == 0 and "answers at http://127.0.0.1:20400/test" in run.output, run.output
-    assert "remote_server 1/1, 10 requests checked" in run.output
+    assert "remote_server 1/1\n    10 requests checked" in run.output
     assert not list(remote.temporary.iterdir())
 
 

@@ -177,7 +177,7 @@ def test_a_host_in_a_network_that_swarm_takes_for_its_own_is_refused_and_told_ho
 
 def test_a_release_is_deployed_to_two_replicas_behind_the_mesh(mesh):
     assert mesh.first.status == 0, mesh.first.output
-    answers = f"Release 1 answers at {mesh.url}\n    app_server 2/2, 10 requests checked"
+    answers = f"Release 1 answers at {mesh.url}\n    app_server 2/2\n    10 requests checked"
     assert answers in mesh.first.output
     ports = mesh.docker("service", "inspect", "--format={{json .Endpoint.Ports}}", "app_server")
     [port] = json.loads(ports.stdout)
@@ -246,7 +246,7 @@ def test_scaling_from_two_to_six_replicas_and_back_loses_no_request(loaded):
     for replicas in ("6", "2"):
         scaled = loaded.deploy(release, DEPLOY_REPLICAS=replicas)
         assert scaled.status == 0, scaled.output
-        assert f"app_server {replicas}/{replicas}, 10 requests checked" in scaled.output
+        assert f"app_server {replicas}/{replicas}\n    10 requests checked" in scaled.output
 
 
 def test_rollback_by_hand_loses_no_request(loaded):
@@ -273,7 +273,7 @@ def test_in_mode_host_each_node_that_is_ready_has_a_replica(mesh, other):
         finally:
             mesh.docker("node", "update", "--availability=active", other.name)
         assert run.status == 0, run.output
-        assert f"each_server {len(nodes)}/{len(nodes)}, 10 requests checked" in run.output
+        assert f"each_server {len(nodes)}/{len(nodes)}\n    10 requests checked" in run.output
         assert mesh.nodes("each_server") == nodes
 
 

@@ -56,7 +56,7 @@ def test_a_port_that_somebody_listens_on_is_not_free():
         with socket.create_server((address, 0), family=family) as server:
             port = server.getsockname()[1]
             reason = probe.port(f"{port}-{port}", "1", "", "")
-        assert reason.startswith(f"port {port} is used by a program on the host (")
+        assert reason.startswith(f"port {port} is used by a program or container on the host (")
 
 
 def test_a_range_gives_a_release_the_same_port_again_and_skips_those_in_use():
@@ -69,6 +69,7 @@ def test_a_range_gives_a_release_the_same_port_again_and_skips_those_in_use():
     used = "".join(f"{first + number} the service x\n" for number in range(41))
     assert probe.port(span, "7", used, "").startswith(f"no port of {span} is free (")
     assert "used by the service x (stop it, or set" in probe.port(f"{first}-{first}", "7", used, "")
+    assert "no port of 20319-20310 is free" in probe.port("20319-20310", "7", "", "")
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,7 @@ ACCESS = {  # scopes
     "glpat-without": set(),
     "glpat-guest": {"create_runner"},
 }
-OPTIONS = (
-    "description",
-    "tag_list",
-    "run_untagged",
-    "locked",
-    "access_level",
-    "paused",
-    "maximum_timeout",
-)
+OPTIONS = ("description", "tag_list", "run_untagged", "locked", "access_level")
 state = {"runners": {}, "requests": [], "next": 40, "legacy": True}
 fault = ["", 0.0]
 

@@ -1,9 +1,8 @@
 #!/usr/local/bin/python
-"""A stand-in for gitlab-runner 19.4 that registers, verifies, unregisters and runs as the real one.
+"""A stand-in for gitlab-runner 19.4 that registers and runs as the real one.
 
 The flags that the token of a runner forbids are fatal; registering twice appends a second entry; a
-template fills in what flags do not say; verify exits with 0 when the server is out of reach, and
-only its log says whether a runner is valid, or alive if a registration token made it.
+template fills in what flags do not say.
 """
 
 import argparse
@@ -77,11 +76,7 @@ def call(method, url, path, ca, **parameters):
         return 0, reason
 
 
-def entries(path):
-    return tomllib.loads(Path(path).read_text()).get("runners", []) if os.path.exists(path) else []
-
-
-def verdict(entry, config=CONFIG):
+def verdict(entry, config):
     """Ask the server about an entry; log it as the real one does; return the status."""
     status, answer = call(
         "POST",
@@ -148,19 +143,6 @@ def register(arguments):
     Path(path).write_text(dump(config))
 
 
-def named(arguments):
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--name")
-    parser.add_argument("--config", default=CONFIG)
-    given = parser.parse_args(arguments)
-    found = [entry for entry in entries(given.config) if given.name in (None, entry["name"])]
-    return given.config, found
-
-
-def verify(arguments):
-    sys.exit(1 if any(verdict(entry)[0] == 403 for entry in named(arguments)[1]) else 0)
-
-
 def run(arguments):
     system_id()
     config = tomllib.loads(Path(CONFIG).read_text())
@@ -175,5 +157,5 @@ def run(arguments):
 
 
 if __name__ == "__main__":
-    commands = {"register": register, "verify": verify, "run": run}
+    commands = {"register": register, "run": run}
     commands[sys.argv[1]](sys.argv[2:])

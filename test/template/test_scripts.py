@@ -691,34 +691,21 @@ def test_venv_tries_again_after_pip_has_failed(copy):
 
 
 @pytest.mark.parametrize(
-    "commands, env, words",
+    "commands, words",
     [
-        ({}, {}, "Docker is not installed"),
+        ({}, "Docker is not installed"),
         (
             {"version *": error("permission denied while trying to connect")},
-            {},
-            "this user may not use Docker (sudo --preserve-env",
+            "Docker does not answer: permission denied while trying to connect (systemctl start",
         ),
-        (
-            {"version *": error("Cannot connect")},
-            {},
-            "Docker does not answer (systemctl start docker): Cannot connect",
-        ),
-        (
-            {"version *": error("client version 1.54 is too new. Maximum supported is 1.52")},
-            {},
-            "client version 1.54 is too new",
-        ),
-        ({"version *": "echo 24.0.7"}, {}, "Docker 24.0.7 is too old"),
-        ({"--version": "echo podman version 5.4.0"}, {}, "this is Podman"),
-        ({}, {"IMAGE_PREFIX": "mirror.test"}, "IMAGE_PREFIX 'mirror.test' must end with a slash"),
+        ({"version *": "echo 24.0.7"}, "Docker 24.0.7 is too old"),
     ],
-    ids=["none", "rights", "stopped", "client", "old", "podman", "prefix"],
+    ids=["none", "rights", "old"],
 )
-def test_register_runner_says_what_the_host_lacks(copy, commands, env, words):
-    local = {"context inspect *": "echo unix:///run/docker.sock", "--version": "echo Docker"}
+def test_register_runner_says_what_the_host_lacks(copy, commands, words):
+    local = {"context inspect *": "echo unix:///run/docker.sock"}
     copy = copy(docker={**local, **commands}) if commands else copy()
-    assert words in reason(copy.run("register-runner", **env))
+    assert words in reason(copy.run("register-runner"))
     assert copy.calls("run") == []
 
 

@@ -667,9 +667,13 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
         assert "curl: (60)" in reason(misnamed) and "10.77.0.2" in reason(misnamed)
         # As an editor on Windows leaves it.
         host.sh("{ printf '\\357\\273\\277'; sed 's/$/\\r/' /tmp/gitlab.crt; } > /tmp/windows.crt")
-        run = register("https://10.77.0.1:8443", "--ca-file=/tmp/windows.crt")
+        trusted = ("--ca-file=/tmp/windows.crt", "--registry=10.77.0.1:8443")
+        run = register("https://10.77.0.1:8443", *trusted)
         assert run.returncode == 0, run.stdout
         assert "ok: GitLab accepts the build runner" in run.stdout
+        assert "ok: the registry https://10.77.0.1:8443 answers" in run.stdout
+        show = "docker run --rm --volume ci-runner-dind:/v python:3.14-slim find /v/certs.d -type f"
+        assert host.sh(show) == "/v/certs.d/10.77.0.1:8443/ca.crt\n"
         assert host.run("--concurrent=5").returncode == 0  # it is remembered
         assert host.run("--unregister").returncode == 0 and host.runners() == {}
     finally:

@@ -18,7 +18,7 @@ MIGRATE = """import os
 
 import psycopg
 
-password = open("/run/secrets/DATABASE_PASSWORD").read()
+password = open("/run/secrets/DATABASE_PASSWORD").read().strip()
 with psycopg.connect(
     host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
 ) as connection:
@@ -51,7 +51,7 @@ def code(name):
 def counts():
     """Return how many files each piece touches, as the section says, by the piece's name."""
     listed = re.findall(r"^- ([\w ]+) \((\d) files?\)", SECTION, re.MULTILINE)
-    named = re.findall(r"^\*\*([\w ,]+)\*\*[^(\n]* \((\d) file", SECTION, re.MULTILINE)
+    named = re.findall(r"^\*\*([\w ,]+)\*\*[^(]{,60} \((\d) file", SECTION, re.MULTILINE)
     return {
         name: int(number) for names, number in listed + named for name in names.lower().split(", ")
     }

@@ -12,7 +12,7 @@ class DatabaseHandler(server.Handler):
     """APP_... is an environment variable; APP_SECRET_... is one, too, and names a file."""
 
     def get(self):
-        password = Path(os.environ["APP_SECRET_DATABASE_PASSWORD"]).read_text()
+        password = Path(os.environ["APP_SECRET_DATABASE_PASSWORD"]).read_text().strip()
         self.write(f"{os.environ['APP_DATABASE_HOST']} {password}")
 
 
@@ -26,7 +26,7 @@ def app():
 
 @pytest.mark.gen_test
 async def test_a_handler_reads_a_setting_and_a_secret(http_client, base_url, monkeypatch, tmp_path):
-    (tmp_path / "password").write_text("pa55word")
+    (tmp_path / "password").write_text("pa55word\n")
     monkeypatch.setenv("APP_DATABASE_HOST", "database")
     monkeypatch.setenv("APP_SECRET_DATABASE_PASSWORD", str(tmp_path / "password"))
     response = await http_client.fetch(base_url + "/database")

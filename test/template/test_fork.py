@@ -26,7 +26,7 @@ HANDLER = """
 class DatabaseHandler(Handler):
     async def get(self):
         secret = "/run/secrets/DATABASE_PASSWORD"
-        password = open(secret).read() if os.path.exists(secret) else None
+        password = open(secret).read().strip() if os.path.exists(secret) else None
         async with await psycopg.AsyncConnection.connect(
             host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
         ) as connection:
@@ -160,7 +160,7 @@ class Stack(Trial):
 def stack(fork, tmp_path_factory):
     """The fork after its second push, with a worker, a migration and a database."""
     password = tmp_path_factory.mktemp("secret") / "password"
-    password.write_text("pa55word")
+    password.write_text("pa55word\n")
     return Stack(fork, password)
 
 

@@ -65,9 +65,11 @@ def test_the_first_push_ends_with_a_release_that_answers(pipeline):
         "passed"
     ] * 3
     assert answering(pipeline) == pipeline.first_commit
-    release, hint = pipeline.first.stdout.splitlines()[-2:]
+    release, hint, logs = pipeline.first.stdout.splitlines()[-3:]
     assert release == f"Release {pipeline.first_commit} answers at {pipeline.url}"
     assert hint.startswith("Next: edit, commit, scripts/pipeline again;")
+    shown = pipeline.run("sh", "-c", logs.removeprefix("Logs: ")).stdout
+    assert f"(release {pipeline.first_commit})" in shown
 
 
 def test_the_first_push_which_finds_no_cache_prints_no_error(pipeline):

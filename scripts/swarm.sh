@@ -19,12 +19,18 @@ ask() {
     cat "$work/output"
 }
 
-# inspect_all KIND FORMAT FILTER...: prints all objects of a kind, such as service, in that format.
-inspect_all() {
-    kind=$1 format=$2
+# on_all KIND FILTER COMMAND...: runs a command on all objects of a kind, such as service.
+on_all() {
+    kind=$1 filter=$2
     shift 2
-    found=$(ask "$kind" ls --quiet "$@") || exit
-    [ -z "$found" ] || ask "$kind" inspect --format "$format" $found
+    found=$(docker "$kind" ls --quiet $filter) || return
+    [ -z "$found" ] || docker "$kind" "$@" $found
+}
+
+# inspect_all KIND FORMAT [FILTER]: prints all objects of a kind in that format.
+inspect_all() {
+    try on_all "$1" "${3:-}" inspect --format "$2" || die "$engine: $(why)"
+    cat "$work/output"
 }
 
 # probe ARGUMENT...: runs scripts/probe.py in the network of the engine's host, prints its answer.
@@ -143,7 +149,7 @@ apply() {
     mark="s/^        deployment: '@'\$/        deployment: $id/"
     sed -e 's/\$/$$/g' -e "$mark" "$1" > "$work/stack.yml"
     shift
-    # docker leaves an image that was changed by hand if this label says that it is deployed.
+    # docker keeps an image that was changed by hand while this label names the declared one.
     for name in $(echo "$states" | sed -n 's/|.*|by hand$//p'); do
         try docker service update --detach --quiet --label-rm com.docker.stack.image "$name"
     done
@@ -178,7 +184,7 @@ free_port() {
     format='{{range .Endpoint.Ports}}{{.PublishedPort}} the service {{println $.Spec.Name}}{{end}}'
     used=$(inspect_all service "$format") || exit
     subnets=$([ "$DEPLOY_PUBLISH_MODE" = host ] ||
-        inspect_all network '{{range .IPAM.Config}}{{.Subnet}} {{end}}' --filter 'name=^ingress$')
+        inspect_all network '{{range .IPAM.Config}}{{.Subnet}} {{end}}' '--filter=name=^ingress$')
     free=$(probe port "$1" "$release" "$used" "$subnets") || exit
     case $free in *[!0-9]*) die "$free" ;; esac
     echo "$free"
@@ -186,13 +192,14 @@ free_port() {
 
 # remove_stack STACK: removes it, and waits until its containers have freed their port and network.
 remove_stack() {
-    for kind in service config secret; do
-        docker "$kind" ls --quiet --filter "label=$label=$1" | xargs -r docker "$kind" rm
-    done > /dev/null
     deadline=$(($(date +%s) + 15))
-    until [ -z "$(docker stack ps --quiet "$1" 2> /dev/null)" ] || ! in_time; do sleep 0.5; done
-    docker network ls --quiet --filter "label=$label=$1" | xargs -r docker network rm > /dev/null
+    for kind in service config secret network; do
+        try on_all "$kind" "--filter=label=$label=$1" rm ||
+            die "cannot remove the stack $1: $(why)"
+        [ "$kind" != service ] || until no_tasks "$1" || ! in_time; do sleep 0.5; done
+    done
 }
+no_tasks() { docker stack ps --quiet "$1" 2>&1 | grep -q '^nothing found'; }
 
 # --- The records. Each verified deployment leaves one: a Swarm config named STACK.NUMBER that holds
 # --- the whole stack as it was deployed.

@@ -619,6 +619,41 @@ def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, word
     assert copy.read("deploy.env") is None
 
 
+@pytest.mark.parametrize("kind", ["service", "config", "secret", "network"])
+def test_stop_takes_no_engine_that_fails_for_a_stack_that_is_gone(copy, kind):
+    answers = {
+        f"{kind} ls --quiet *": error("no leader"),
+        "stack ps *": error("nothing found in stack: app-c0ffee"),
+        "* ls *": "",
+    }
+    copy = copy(docker={"node ls *": "echo Ready Active", **answers}, sleep={"*": ""})
+    answer = copy.run("deploy", "--stop", DEPLOY_STRATEGY="beside", RELEASE="c0ffee")
+    assert reason(answer) == "deploy: cannot remove the stack app-c0ffee: no leader\n"
+
+
+def test_deploy_that_ends_early_leaves_no_file_with_a_secret(copy, tmp_path):
+    answers = {
+        "image inspect --format *": "echo c0ffee",
+        "image inspect *": "",
+        "service ls *": "echo app_server 1/1",
+        "service inspect *": "echo 'app_server|9|registry.test/app|20200 ||'",
+        "service ps --filter *": "echo app_server.1 Running",
+        "service ps *": "",
+        "config ls *": "",
+        "info *": "echo 127.0.0.1",
+        "stack config *": "echo services:",
+        "stack deploy *": "",
+        "run --rm *": error("no space left on device"),
+    }
+    copy = copy(docker=but(answers), sleep={"*": ""})
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    answer = copy.run("deploy", DEPLOY_IMAGE=IMAGE, TMPDIR=str(temporary))
+    assert answer.returncode == 1 and "no space left" in answer.stderr
+    assert answer.stderr.endswith("deploy: ended early (the stack app is left as it is)\n")
+    assert list(temporary.iterdir()) == []
+
+
 CLEAN_UP = """
     die() { echo "$*" >&2; exit 1; }
     in_time() { true; }

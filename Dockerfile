@@ -21,9 +21,9 @@ ARG TZ=Asia/Shanghai
 ENV TZ=$TZ
 WORKDIR /app
 
-# The package index comes as a secret, since it may hold a password: no trace stays in the image. The
-# service cannot write bytecode, so pip compiles the packages here, and importing them compiles what
-# they use of the standard library.
+# The package index comes as a secret, since it may hold a password: no trace stays in the image.
+# The service cannot write bytecode, so pip compiles the packages here, and importing them compiles
+# what they use of the standard library.
 COPY --from=source requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \

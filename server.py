@@ -18,7 +18,7 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 RELEASE = os.environ.get("SERVICE_RELEASE") or "dev"
 IDLE_SECONDS = 75  # for a whole header, and between requests; nginx keeps its side open as long
 BODY_SECONDS = 30  # for a whole body
-FINISH_SECONDS = 5  # for what is still in flight when the server no longer listens
+FINISH_SECONDS = 5  # for requests in flight after the server stops listening
 MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes
 MEMORY = 48 * 2**20  # bytes that all connections may occupy, of the 128 MB of a deployment
 # An idle connection costs its header and 8 kB of objects, and an open file. Tornado opens up to 128
@@ -28,7 +28,7 @@ IDLE = max(MAX_HEADER + 2**13, MEMORY // max(16, os.sysconf("SC_OPEN_MAX") - 160
 define("port", default=8744, type=int, help="port to listen on; 0 takes a free one")
 define("address", default="", help="address to listen on (default: every address)")
 define("debug", default=False, help="restart when a source file changes; show tracebacks")
-define("drain_seconds", default=5.0, help="time to go on answering after SIGTERM (DRAIN_SECONDS)")
+define("drain_seconds", default=5.0, help="seconds to answer after SIGTERM (or DRAIN_SECONDS)")
 
 
 class Handler(RequestHandler):
@@ -68,7 +68,7 @@ class Service(Application):
             hold(request.server_connection, IDLE + 1 + min(body, MAX_BODY))
         request.refused = 413 if body > MAX_BODY else 0  # Tornado alone answers with a bare 400
         if not request.uri.isascii():
-            request.refused = 400  # no log may print its control characters
+            request.refused = 400  # control characters of Latin-1 must not reach the log
         if request.refused:
             return self.get_handler_delegate(request, RefusalHandler)
         return super().find_handler(request, **kwargs)
@@ -126,7 +126,7 @@ async def serve(sockets):
     print(f"listening on port {sockets[0].getsockname()[1]} (release {RELEASE})", flush=True)
 
     first = await signals.get()
-    for number in (signal.SIGTERM, signal.SIGINT):  # the second ends it at once
+    for number in (signal.SIGTERM, signal.SIGINT):  # a second signal ends the process
         loop.add_signal_handler(number, os._exit, 128 + number)
     if first == signal.SIGTERM:
         # A load balancer goes on sending requests for a moment. Each answer now asks its client to
@@ -140,7 +140,7 @@ async def serve(sockets):
 
 
 def main():
-    options.logging = "warning"  # the mistakes of clients are no news
+    options.logging = "warning"  # hides INFO lines on malformed requests
     try:
         options.drain_seconds = float(os.environ.get("DRAIN_SECONDS", options.drain_seconds))
         options.parse_command_line()

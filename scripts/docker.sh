@@ -1,11 +1,11 @@
 # shellcheck shell=sh disable=SC2154 # a part of scripts/build and scripts/deploy
-# docker.sh: what these two do alike with docker's client.
+# docker.sh: functions that both share.
 
 # why: prints what docker said went wrong, without its warnings and hints; ssh ends lines with \r.
 why() { tr -d '\r' < "$work/error" | grep -vE '^ *$|^WARNING|^Usage:|^(See|Run) ' | tail -n 1; }
 
-# prefer_logins: lets `docker login` add to DOCKER_AUTH_CONFIG, often a reader's, which docker would
-# prefer otherwise. docker ignores one with credential helpers, which would stop the login.
+# prefer_logins: lets `docker login` add to DOCKER_AUTH_CONFIG, which docker would otherwise prefer.
+# One with credential helpers is left out: helpers would stop the login.
 prefer_logins() {
     case ${DOCKER_AUTH_CONFIG:-} in
         '' | *'"cred'*) ;;

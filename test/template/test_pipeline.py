@@ -103,7 +103,7 @@ def test_a_code_only_push_installs_nothing_and_pulls_no_layer(pipeline):
     pipeline.run("git", "checkout", "README.md")
     assert run.returncode == 0, run.stdout
     assert lines <= 100, run.stdout
-    assert "What is not committed is not part of it\n" in run.stdout
+    assert "Uncommitted changes are not part of it\n" in run.stdout
     # The job that tests the template.
     assert not re.search("^template ", run.stdout, re.MULTILINE)
     assert environment_is_cached(run.stdout)
@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_nothing_of_the_job_that_ran(pipeline):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         output = process.stdout.read()
     assert process.returncode == 130
-    assert output.endswith("\npipeline: cancelled (scripts/pipeline begins anew)\n")
+    assert output.endswith("\npipeline: cancelled (run scripts/pipeline again)\n")
     assert objects() == before
 
 

@@ -420,9 +420,9 @@ def test_runners_deleted_in_gitlab_are_registered_again(registered):
 
 def test_the_runners_of_one_project_are_not_given_to_another(registered):
     run = registered.register("--project=18", GITLAB_TOKEN="glpat-manage")
-    assert f"the runners here are of {URL} 17" in reason(run)
+    assert f"this host's runners are of {URL} 17" in reason(run)
     run = registered.register("--url=http://10.77.0.1:8081")
-    assert f"the runners here are of {URL} 17" in reason(run)
+    assert f"this host's runners are of {URL} 17" in reason(run)
 
 
 def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):

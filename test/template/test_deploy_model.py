@@ -324,10 +324,10 @@ class Deployments(RuleBasedStateMachine):
         self.succeed(self.changed(self.newest(stack)), stack)
 
     def crash(self):
-        self.fail("does not stay up|goes back")
+        self.fail("does not stay up|rolls back")
 
     def unhealthy(self):
-        self.fail("not healthy|become healthy|goes back", DEPLOY_TIMEOUT="6")
+        self.fail("not healthy|become healthy|rolls back", DEPLOY_TIMEOUT="6")
 
     def wrong(self):
         self.fail("release other answers")

@@ -1,5 +1,6 @@
 """README.md says what is so: files, settings, defaults, code, tests, and what commands print."""
 
+import functools
 import json
 import os
 import re
@@ -39,6 +40,7 @@ def test_every_file_is_explained(name):
     assert f"`{name}`" in README and (ROOT / name).exists()
 
 
+@functools.cache
 def helps(*scripts):
     """Return what the scripts' help says of the environment, by name, with the defaults."""
     text = ""

@@ -4,19 +4,20 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines import ROOT, DindHost, Pipeline
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "parts"))
+
+from pipelines import ROOT, DindHost, Pipeline  # noqa: E402
 
 
 def pytest_configure(config):
     # Children inherit an ignored Ctrl-C, which `pytest ... &` in a script begins with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "docker: needs Docker; works only in throwaway containers")
     config.addinivalue_line("markers", "lab: needs ../shared/lab")
     config.addinivalue_line("markers", "mesh: needs a kernel with IPVS, or ../shared/lab")
 
@@ -43,8 +44,8 @@ def releases(pipeline):
     return pipeline.make_releases("registry.test")
 
 
-def missing_for_docker():
-    """Say what the docker tests lack on this machine, or return None."""
+def missing_for_engine():
+    """Say what the tests in engine/ lack on this machine, or return None."""
     for command in ("docker", "git", "bash", "rsync", "npm"):
         if not shutil.which(command):
             return f"{command} is not installed"
@@ -65,23 +66,30 @@ def missing_for_mesh():
         return f"the kernel has no IPVS (modprobe ip_vs), and {reason}"
 
 
+def in_engine(item):
+    return item.path.parent.name == "engine"
+
+
 def pytest_collection_modifyitems(config, items):
     """Put the service's tests first; deselect what cannot run here, and let the summary say why."""
-    items.sort(key=lambda item: item.path.parent == HERE)
+    items.sort(key=lambda item: HERE in item.path.parents)
     config.left_out = []
-    for mark, missing in (
-        ("docker", missing_for_docker),
-        ("lab", missing_for_lab),
-        ("mesh", missing_for_mesh),
+    for kind, missing, concerns in (
+        ("in engine", missing_for_engine, in_engine),
+        ("marked lab", missing_for_lab, lambda item: item.get_closest_marker("lab")),
+        ("marked mesh", missing_for_mesh, lambda item: item.get_closest_marker("mesh")),
     ):
-        left_out = [item for item in items if item.get_closest_marker(mark)]
-        if config.getoption("markexpr") or not left_out or not (reason := missing()):
+        left_out = [item for item in items if concerns(item)]
+        if not left_out or not (reason := missing()):
             continue
-        config.left_out.append(f"left out {len(left_out)} tests marked {mark}: {reason}")
+        config.left_out.append(f"left out {len(left_out)} tests {kind}: {reason}")
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    for item in filter(in_engine, items):
+        # The first to need a host makes it, with a push; some tests wait for a node's loss.
+        item.add_marker(pytest.mark.timeout(900))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    for line in config.left_out:
+    for line in getattr(config, "left_out", []):
         terminalreporter.write_line(line)

@@ -19,7 +19,7 @@ import pytest
 from pipelines import Deployment, DindHost, LabHost
 from support import ROOT, await_true
 
-pytestmark = [pytest.mark.docker, pytest.mark.mesh]
+pytestmark = [pytest.mark.mesh, pytest.mark.xdist_group("mesh")]
 
 PAUSE = "0.2"  # seconds between the requests of each of four clients
 

@@ -5,12 +5,9 @@ All of it is done in one copy, whose fast tests then run. Slow: they are some 35
 
 import sys
 
-import pytest
 from ruamel.yaml import YAML
 
 from pipelines import Checkout
-
-pytestmark = pytest.mark.docker  # not in the job `template`, which would run itself
 
 EDITS = {}
 
@@ -115,9 +112,7 @@ def test_what_forks_do_turns_nothing_red(tmp_path):
         change(fork)
         fork.run(*ruff)
         fork.commit(change.__name__)
-    run = fork.run(
-        "scripts/test", "-m", "not docker and not lab", check=False, TEST_PYTHON=sys.executable
-    )
+    run = fork.run("scripts/test", check=False, TEST_PYTHON=sys.executable)
     assert run.returncode == 0, run.stdout[-6000:]
 
 

@@ -6,18 +6,14 @@ a gap at each update. test_mesh.py measures what users notice of a deployment.
 
 import json
 import re
-import subprocess
 
 import pytest
 
-from pipelines import Deployment
-from support import ROOT, await_true
+from support import await_true
+from trial import PORT, REPOSITORY, STACK, Trial
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("deploy")
 
-REPOSITORY = "registry.test/group/trial"
-PORT = "20300"
-STACK = (ROOT / "scripts/stack.yml").read_text()
 # Values that a script may take apart or a template language expand.
 VALUES = {
     "APP_TWO_LINES": "first: 1\npassword: old",
@@ -32,103 +28,6 @@ VALUES = {
     "APP_CHINESE": "测试 ü 🙂",
     "APP_CONTROL": "\x1b[31m\x7f\x01",
 }
-
-
-class Trial:
-    """Runs scripts/deploy in the pipeline's host, for a stack of its own."""
-
-    env = {
-        "DEPLOY_STACK": "trial",
-        "DEPLOY_PORT": PORT,
-        "DEPLOY_PORTS": "20310-20319",
-        "DEPLOY_ADDRESS": "127.0.0.1",
-        "DEPLOY_PUBLISH_MODE": "host",
-        "DEPLOY_TIMEOUT": "60",
-    }
-
-    def __init__(self, pipeline, releases):
-        self.pipeline, self.releases = pipeline, releases
-        pipeline.put_source("/tmp/trial")
-
-    def command(self, *arguments, **env):
-        settings = [f"--env={name}={value}" for name, value in {**self.env, **env}.items()]
-        container = ["docker", "exec", "--workdir=/tmp/trial", *settings, self.pipeline.container()]
-        return [*container, "scripts/deploy", *arguments]
-
-    def deploy(self, release, **env):
-        """Deploy a release by its name, or an image."""
-        return self.run(DEPLOY_IMAGE=self.releases.get(release, release), **env)
-
-    def start(self, release, **env):
-        """Start a deployment; return the process."""
-        command = self.command(DEPLOY_IMAGE=self.releases[release], **env)
-        return subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-
-    def run(self, *arguments, **env):
-        return Deployment(self.command(*arguments, **env), timeout=200)
-
-    def declare(self, text=STACK):
-        """Write scripts/stack.yml."""
-        self.pipeline.host("sh", "-c", "cat > /tmp/trial/scripts/stack.yml", input=text)
-
-    def inspect(self, format="{{json .Spec}}", service="trial_server"):
-        return self.pipeline.docker(
-            "service", "inspect", f"--format={format}", service, check=False
-        ).strip()
-
-    def spec(self):
-        """Return what Swarm has of the service, but for the name of the deployment."""
-        spec = json.loads(self.inspect())
-        del spec["Labels"]["deployment"]
-        return spec
-
-    def tasks(self):
-        return self.pipeline.docker("service", "ps", "--quiet", "trial_server").split()
-
-    def services(self):
-        names = self.pipeline.docker("service", "ls", "--format={{.Name}}").split()
-        return sorted(name for name in names if name.startswith("trial"))
-
-    def records(self):
-        """Return the releases that were verified, the oldest first."""
-        names = self.pipeline.docker("config", "ls", "--format={{.Name}}").split()
-        names = [name for name in names if name.startswith("trial")]
-        names.sort(key=lambda name: int(name.rpartition(".")[2]))
-        show = ("config", "inspect", '--format={{printf "%s" .Spec.Data}}')
-        texts = [self.pipeline.docker(*show, name) for name in names]
-        return [re.search("^# release (.*)$", text, re.MULTILINE)[1] for text in texts]
-
-    def secrets(self):
-        return self.pipeline.docker("secret", "ls", "--format={{.Name}}").split()
-
-    def answering(self, port=PORT):
-        """Return the release that answers on a port of the host, or None."""
-        return self.pipeline.answering(port)
-
-    def in_service(self, *command, service="trial_server"):
-        """Run a command in a replica; return what it prints."""
-        [container] = self.pipeline.docker("ps", "--quiet", f"--filter=name={service}\\.").split()
-        return self.pipeline.docker("exec", container, *command)
-
-    def images(self, repository):
-        format = "--format={{.Repository}}@{{.Digest}}"
-        return self.pipeline.docker("image", "ls", "--digests", format, repository).split()
-
-    def remove(self):
-        """Remove all that the tests have made."""
-        for name in self.services():
-            self.pipeline.docker("service", "rm", name, check=False)
-        for kind in ("config", "secret"):
-            for name in self.pipeline.docker(kind, "ls", "--format={{.Name}}").split():
-                if name.startswith("trial"):
-                    self.pipeline.docker(kind, "rm", name)
-
-        def gone():
-            return not self.pipeline.docker("ps", "--quiet", "--filter=name=trial")
-
-        await_true(gone, seconds=30)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("runner")
 
 URL = "http://10.77.0.1:8080"
 RUNNER_IMAGE = "gitlab/gitlab-runner:alpine-v19.4.0"
@@ -67,7 +67,7 @@ class Host:
         await_true(lambda: "Server" in self.sh("docker version", check=False), seconds=60)
         self.sh("ip address add 10.77.0.1/32 dev lo")  # one that it and its containers reach
         for name in ("gitlab.py", "gitlab_runner.py"):
-            self.write(f"/tmp/{name}", (ROOT / "test/template" / name).read_text())
+            self.write(f"/tmp/{name}", (ROOT / "test/template/parts" / name).read_text())
         self.write("/tmp/register-runner", (ROOT / "scripts/register-runner").read_text())
         self.write("/tmp/Dockerfile", RUNNER_DOCKERFILE)
         self.sh(f"docker build --quiet --tag {RUNNER_IMAGE} /tmp")

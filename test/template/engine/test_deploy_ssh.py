@@ -12,7 +12,7 @@ import pytest
 from pipelines import Deployment
 from support import ROOT, await_true, connect, free_port
 
-pytestmark = [pytest.mark.docker, pytest.mark.lab]
+pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("ssh")]
 
 SHELLS = [shell for shell in (("dash",), ("busybox", "sh")) if shutil.which(shell[0])]
 

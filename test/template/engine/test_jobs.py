@@ -9,10 +9,10 @@ import shlex
 
 import pytest
 
+from gitlab_ci import JOBS
 from support import await_true
-from test_pipeline_file import JOBS
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("jobs")
 
 PROJECT = "/builds/group/project"
 HOST_NAME = "runner-phi34wrr3-project-42-concurrent-0"

@@ -18,9 +18,9 @@ import requests
 import pieces
 from pipelines import Pipeline
 from support import await_true
-from test_deploy import Trial
+from trial import Trial
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("fork")
 
 HANDLER = """
 class DatabaseHandler(Handler):

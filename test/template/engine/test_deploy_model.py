@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from pipelines import Deployment
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("model")
 
 SEED = int(os.environ.get("TEST_SEED", "1"))
 SEQUENCES = 2

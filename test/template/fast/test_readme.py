@@ -149,33 +149,6 @@ def test_every_option_that_is_named_is_one():
     ] == []
 
 
-def shape(line):
-    """Return a line of output without what differs from run to run."""
-    line = re.sub(r"^deploy +> ", "", line)
-    for pattern, name in (
-        (r"127\.0\.0\.1:\d+", "ADDRESS"),
-        (r"\b([0-9a-f]{40}\b|[0-9a-f]+\.\.\.)", "COMMIT"),
-        (r"app_server\.\d: (Failed|Complete) .* ago:", "TASK"),
-        (r"[\d.]+ (s|min)$", "TIME"),
-        (r"^deploy: .* \(", "deploy: REASON ("),
-    ):
-        line = re.sub(pattern, name, line)
-    return " ".join(line.split())
-
-
-@pytest.mark.docker
-def test_what_a_push_prints_is_what_is_shown(pipeline):
-    for shown, run in (
-        ("job ", pipeline.first),
-        ("==> Deploying", pipeline.push_what_does_not_start()),
-    ):
-        [text] = [text for _, text in BLOCKS if text.startswith(shown)]
-        printed = [shape(line) for line in run.stdout.splitlines()]
-        assert [line for line in map(shape, text.splitlines()) if line not in printed] == [], (
-            run.stdout
-        )
-
-
 def test_the_failure_that_is_shown_ends_as_the_scripts_say():
     [failure] = [text for _, text in BLOCKS if "its last lines:" in text]
     shown = re.search(r"^deploy: (.*) \(release \S+ answers at \S+\)$", failure, re.MULTILINE)[1]

@@ -8,12 +8,12 @@ import json
 import re
 
 import pytest
-
-from support import await_true
-from test_deploy import Trial
 from test_pipeline import environment_is_cached
 
-pytestmark = pytest.mark.docker
+from support import await_true
+from trial import Trial
+
+pytestmark = pytest.mark.xdist_group("build")
 
 CACHE = (
     "/var/lib/registry/docker/registry/v2/repositories"
@@ -32,7 +32,7 @@ PRIVATE_REGISTRY = """
         -days 2 -extfile names -out server.crt
     cp ca.crt /etc/docker/certs.d/registry.test:5443/
     docker run --detach --name token --publish 8443:8443 \\
-        --volume /tls:/tls:ro --volume /tmp/source/test/template:/test:ro \\
+        --volume /tls:/tls:ro --volume /tmp/source/test/template/parts:/test:ro \\
         python:3.14-slim python /test/registry_token.py 8443
     docker run --detach --name private-registry --publish 5443:5000 --volume /tls:/tls:ro \\
         --env REGISTRY_HTTP_TLS_CERTIFICATE=/tls/server.crt \\

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # which has support.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # which has support.py
 
 from pipelines import Pipeline
 from support import PATH, ROOT, await_true, connect, free_port
@@ -243,7 +243,7 @@ def pushes(pipeline):
 def arguments():
     """Return the parts that the command line asks for."""
     parser = argparse.ArgumentParser(
-        usage="test/template/bench.py [-h] [server | image | deploy | pipeline]...",
+        usage="test/template/parts/bench.py [-h] [server | image | deploy | pipeline]...",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

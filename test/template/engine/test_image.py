@@ -11,7 +11,7 @@ import pytest
 
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("image")
 
 # As scripts/deploy runs it.
 LOCKED = ("--read-only", "--cap-drop=ALL")

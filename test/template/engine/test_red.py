@@ -7,8 +7,6 @@ import pytest
 
 from pipelines import Checkout
 
-pytestmark = pytest.mark.docker  # it needs git, which the job `template` has not
-
 START = "    asyncio.run(serve(sockets))\n"
 DATABASE = '    import socket\n\n    socket.create_connection(("127.0.0.1", 1))\n'
 MISTAKES = {  # what replaces what in server.py; the cause; seconds and lines at most

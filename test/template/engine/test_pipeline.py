@@ -18,7 +18,7 @@ import requests
 
 from support import await_true
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("pipeline")
 
 SETTINGS = {
     "APP_CONTROL": "a\x7fb\tc\x01",

@@ -11,7 +11,7 @@ import pytest
 from attack import ATTACKS
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.docker
+pytestmark = pytest.mark.xdist_group("attack")
 
 STACK = (ROOT / "scripts/stack.yml").read_text()
 MEMORY = re.search(r"memory: (\w+)", STACK)[1]
@@ -38,7 +38,7 @@ def test_an_attack_harms_nobody_else(attacked):
     host, attack = attacked
     options = "--rm --network=container:target --pid=container:target --ulimit=nofile=20000".split()
     program = ["python", "/attack/attack.py", attack, "8744"]
-    source = "--volume=/tmp/attack/test/template:/attack:ro"
+    source = "--volume=/tmp/attack/test/template/parts:/attack:ro"
     result = json.loads(host.docker("run", *options, source, host.first_image, *program))
     print(attack, result)
     state = json.loads(host.docker("inspect", "--format={{json .State}}", "target"))

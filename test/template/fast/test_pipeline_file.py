@@ -14,45 +14,10 @@ import jsonschema
 import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from packaging.requirements import Requirement
-from ruamel.yaml import YAML
 
+from gitlab_ci import DEFAULT, INCLUDED, JOBS, PIPELINE, load, read
 from support import ROOT
 
-
-def read(name):
-    return (ROOT / name).read_text()
-
-
-def load(name):
-    return YAML(typ="safe", pure=True).load(read(name))
-
-
-PIPELINE = load(".gitlab-ci.yml")
-[INCLUDED] = [include["local"] for include in PIPELINE["include"] if "template" in include["local"]]
-PIPELINE |= load(INCLUDED)
-DEFAULT = PIPELINE["default"]
-GLOBAL = ("stages", "variables", "workflow", "default", "include")
-
-
-def merged(base, more):
-    """Return both, as `extends` merges them: key by key, a list as a whole."""
-    both = {**base, **more}
-    for key in base.keys() & more.keys():
-        if isinstance(base[key], dict) and isinstance(more[key], dict):
-            both[key] = merged(base[key], more[key])
-    return both
-
-
-def extended(job):
-    """Return the job with what it takes from the one that it extends."""
-    return merged(extended(PIPELINE[job["extends"]]), job) if "extends" in job else job
-
-
-JOBS = {
-    name: extended(job)
-    for name, job in PIPELINE.items()
-    if name not in GLOBAL and not name.startswith(".")
-}
 OURS = {name: JOBS[name] for name in ("build", "test", "template", "deploy", "beside", "stop")}
 BUILT = ("$BUILT_TEST_IMAGE", "$DEPLOY_IMAGE")  # by digest: what scripts/build writes to build.env
 TLS = {"DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
@@ -95,7 +60,8 @@ def holds(rule, variables, changed):
         if variables.get(name) != (variables.get(other) if other else text):
             return False
     if "changes" in rule and variables.get("CI_PIPELINE_SOURCE") in ("push", MERGE_REQUEST):
-        patterns = [re.escape(path).replace(r"\*", "[^/]*") for path in rule["changes"]]
+        patterns = [re.escape(path) for path in rule["changes"]]
+        patterns = [it.replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*") for it in patterns]
         return any(re.fullmatch(pattern, file) for file in changed for pattern in patterns)
     return True  # changes, too: without a push GitLab takes them for given
 
@@ -172,7 +138,7 @@ def test_the_tests_of_the_template_are_included_only_where_they_are():
 
 
 @pytest.mark.parametrize(
-    "file", ["scripts/deploy", "test/template/test_readme.py", ".gitlab-ci.yml", ".ci/run"]
+    "file", ["scripts/deploy", "test/template/fast/test_readme.py", ".gitlab-ci.yml", ".ci/run"]
 )
 def test_a_change_of_the_template_runs_its_tests_beside_those_of_the_service(file):
     assert "template" in started(changed=[file], **MAINX)
@@ -259,8 +225,7 @@ def test_the_tests_run_in_what_was_built_and_ask_what_will_be_deployed():
 
 def test_the_jobs_tell_the_tests_apart():
     assert JOBS["test"]["script"] == ["sh scripts/test --ignore=test/template"]
-    fast = 'sh scripts/test test/template -m "not docker and not lab"'
-    assert JOBS["template"]["script"] == [fast]
+    assert JOBS["template"]["script"] == ["TEST_PYTHON= sh scripts/test test/template/fast"]
 
 
 @every_job
@@ -270,7 +235,7 @@ def test_a_job_needs_no_executable_bits_which_a_copy_made_on_windows_has_lost(jo
 
 
 def test_one_version_of_docker_everywhere():
-    paths = [".gitlab-ci.yml", "README.md", "scripts/*", "test/template/*.py"]
+    paths = [".gitlab-ci.yml", "README.md", "scripts/*", "test/template/*/*.py"]
     files = [file for path in paths for file in ROOT.glob(path) if file.is_file()]
     text = "".join(path.read_text() for path in files)
     found = re.findall(r"docker:([\d.]+)-(cli|dind)", text)
@@ -377,7 +342,9 @@ def test_every_file_has_the_port_of_server_py(name, pattern):
     assert re.findall(pattern, read(name), re.MULTILINE) == [port]
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "test/requirements.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "test/requirements.txt", "test/template/requirements.txt"]
+)
 def test_every_requirement_is_pinned(name):
     lines = [line.partition(" #")[0] for line in read(name).splitlines()]
     requirements = [line for line in lines if line and not line.startswith(("#", "-r "))]

@@ -12,6 +12,7 @@ from support import ROOT
 
 PYTHON = os.path.realpath(sys.executable)
 NEWER = f"python3.{sys.version_info.minor}"
+pytestmark = pytest.mark.xdist_group("venv")  # one real .venv
 OLD = '#!/bin/sh\n[ "$*" != --version ] || exec echo Python 3.10.13\nexit 1\n'
 OTHER_PYTHON = {"PYTHONHOME": "/nowhere", "PYTHONPATH": "/nowhere", "PIP_PYTHON": "/nowhere"}
 # What people set for installations of their own. Each would put the package elsewhere, or end pip.
@@ -101,11 +102,29 @@ def move(laptop):
     laptop.path = laptop.path.rename(laptop.path.with_name("moved"))
 
 
-@pytest.mark.parametrize("change", [upgrade, remove, move])
-def test_a_venv_that_does_not_work_is_made_anew_and_then_kept(laptop, change):
+def attempt(laptop):
+    """Run it with a python3 that cannot make a .venv; return whether it was asked to."""
+    python = laptop.bin / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || { echo no space left; exit 1; }\n')
+    command = ["sh", laptop.path / "scripts/venv", "requirements.txt"]
+    run = subprocess.run(command, env={"PATH": str(laptop.bin)}, capture_output=True, text=True)
+    python.write_text(OLD)
+    return "cannot make .venv: no space left" in run.stderr
+
+
+def test_a_venv_that_does_not_work_is_made_anew_and_then_kept(laptop):
+    """Each kind of damage is seen; the last is mended, which takes some seconds."""
+    assert not attempt(laptop)
+    for change in (upgrade, remove, move):
+        venv = laptop.path / ".venv"
+        shutil.copytree(venv, laptop.path / "whole", symlinks=True)
+        change(laptop)
+        assert attempt(laptop), change
+        if change is not move:
+            shutil.rmtree(venv)
+            (laptop.path / "whole").rename(venv)
     mark = laptop.path / ".venv/mark"
     mark.touch()
-    change(laptop)
     assert "Installing" in laptop.run()
-    assert not (laptop.path / ".venv/mark").exists()
+    assert not mark.exists()
     assert laptop.run() == ""

@@ -70,9 +70,24 @@ def in_engine(item):
     return item.path.parent.name == "engine"
 
 
+# The files that take minutes. A worker that is free takes the next: the longest go first, so that
+# both end at about the same time. The last test of test_pipeline removes that host.
+LONG = ["test_mesh", "test_fork", "test_register_runner", "test_deploy", "test_deploy_model"]
+LAST = ["test_pipeline", "test_readme_shown"]
+
+
+def place(item):
+    """Return where a test stands in the order: the service's tests, fast ones, long, others."""
+    if not in_engine(item):
+        return (HERE in item.path.parents,)
+    order = [*LONG, "", *LAST]
+    name = item.path.stem if item.path.stem in order else ""
+    return (2, order.index(name))
+
+
 def pytest_collection_modifyitems(config, items):
-    """Put the service's tests first; deselect what cannot run here, and let the summary say why."""
-    items.sort(key=lambda item: HERE in item.path.parents)
+    """Order the tests; deselect what cannot run here, and let the summary say why."""
+    items.sort(key=place)
     config.left_out = []
     for kind, missing, concerns in (
         ("in engine", missing_for_engine, in_engine),

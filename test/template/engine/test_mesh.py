@@ -198,16 +198,11 @@ def test_five_updates_in_a_row_lose_no_request(loaded):
         pytest.param("crash", {}, "no database", id="crashes at start"),
         pytest.param("unhealthy", {"DEPLOY_TIMEOUT": "60"}, "unhealthy", id="never gets healthy"),
         pytest.param("wrong", {}, "release other answers at", id="answers as another"),
-        pytest.param("{CI_REGISTRY}/group/trial", {}, "cannot pull", id="does not exist"),
-        pytest.param("127.0.0.1:9/trial", {}, "cannot pull", id="is in a registry that is down"),
-        pytest.param("1", None, "cannot log in", id="needs other credentials"),
     ],
 )
-def test_a_release_loses_no_request_that(loaded, registry, release, env, words):
+def test_a_release_loses_no_request_that(loaded, release, env, words):
     before = loaded.answering()
-    if "/" in release:
-        release = release.format(**registry) + "@sha256:" + "0" * 64
-    failed = loaded.deploy(release, **(loaded.host.unwelcome if env is None else env))
+    failed = loaded.deploy(release, **env)
     assert words in failed.output
     assert failed.reason()
     assert failed.seconds < 150

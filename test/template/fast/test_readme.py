@@ -130,6 +130,7 @@ def test_commands_are_those_that_tests_and_ci_run():
         "scripts/serve",  # .ci/run
         "curl -i http://127.0.0.1:8744/test",  # .ci/run
         "scripts/test",  # .ci/run
+        "scripts/test --docker",  # .ci/run
         "scripts/test --ignore=test/template",  # the pipeline's test job
         "scripts/pipeline",  # test_pipeline.py
         # test_register_runner.py

@@ -300,7 +300,6 @@ class LabHost(Host):
     lab = (ROOT.parent / "shared/lab").resolve()  # a host sees this machine's files, /tmp excepted
     network = ("nsenter", "--net=/run/netns/lab")
     interface = "vec0"
-    unwelcome = {"CI_REGISTRY_PASSWORD": "wrong"}  # to the registry
 
     @classmethod
     @contextlib.contextmanager
@@ -336,7 +335,6 @@ class DindHost(Host):
 
     image, bridge, registry = "docker:29.7.2-dind", "gitlab-ci-pipeline-mesh", "registry.test"
     interface = "eth0"
-    unwelcome = {"CI_REGISTRY": f"{registry}:9"}
 
     @staticmethod
     def local(*arguments, **options):

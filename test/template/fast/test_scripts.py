@@ -744,6 +744,29 @@ def test_register_runner_says_what_the_host_lacks(copy, commands, words):
     assert copy.calls("run") == []
 
 
+@pytest.mark.parametrize(
+    "arguments, env, words",
+    [
+        ([], {"GITLAB_TOKEN": "a token"}, "GITLAB_TOKEN has characters that no token has"),
+        ([], {"GITLAB_TOKEN_FILE": "/no/file"}, "cannot read a token from /no/file (GITLAB_"),
+        ([], {"GITLAB_TOKEN_FILE": "/dev/null"}, "cannot read a token from /dev/null (GITLAB_"),
+        ([], {"HTTPS_PROXY": r"http://CORP\me:x@proxy"}, "HTTPS_PROXY cannot have"),
+        ([], {"DOCKER_HOST": "tcp://10.0.0.1:2375"}, "run this on the runners' host"),
+        (["--project=group/project"], {}, "--project cannot be 'group/project'"),
+        (["--url=gitlab"], {}, "--url cannot be 'gitlab'"),
+        (["--registry-mirror=mirror.test:5000"], {}, "--registry-mirror cannot be"),
+        (["--registry=https://10.99.0.1:5000"], {}, "--registry cannot be 'https://10.99.0.1"),
+        (["--concurrent=0"], {}, "--concurrent cannot be '0'"),
+        (["--mtu=08"], {}, "--mtu cannot be '08'"),
+        (["--tags=a\nb"], {}, "--tags cannot have line ends"),
+    ],
+)
+def test_register_runner_refuses_wrong_input_before_it_asks_docker(copy, arguments, env, words):
+    copy = copy(docker={})
+    assert words in reason(copy.run("register-runner", *arguments, **env))
+    assert copy.calls() == []
+
+
 @pytest.mark.parametrize("missing", PIPELINE_NEEDS)
 def test_pipeline_names_the_command_that_is_missing(copy, missing):
     copy = copy(**{name: {} for name in PIPELINE_NEEDS if name != missing})

@@ -28,7 +28,7 @@ def config(pipeline, image):
     return json.loads(pipeline.docker("image", "inspect", image))[0]["Config"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def container(pipeline, image):
     """A container of the release, locked as when deployed, that has become healthy."""
     name = pipeline.docker("run", "--detach", *LOCKED, image).strip()

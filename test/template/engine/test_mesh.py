@@ -228,14 +228,6 @@ def test_two_jobs_at_once_end_with_one_of_their_releases(loaded):
     assert states.get(loaded.answering()) == 0
 
 
-def test_the_same_release_again_changes_nothing(loaded):
-    release = loaded.answering()
-    before = loaded.docker("service", "ps", "--quiet", "app_server").stdout
-    again = loaded.deploy(release)
-    assert again.status == 0, again.output
-    assert loaded.docker("service", "ps", "--quiet", "app_server").stdout == before
-
-
 def test_scaling_from_two_to_six_replicas_and_back_loses_no_request(loaded):
     release = loaded.answering()
     for replicas in ("6", "2"):

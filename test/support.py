@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 20  # seconds: what takes a tenth of one takes several on a busy machine
 PATH = "/test"  # what health check and deployment ask
 # The address of a service that runs already; the pipeline's test job names the release there.
 RUNNING = os.environ.get("TEST_SERVICE_URL", "").rstrip("/")
@@ -72,7 +73,7 @@ class Service:
         """Return what it has written to standard error."""
         return self.read(self.err)
 
-    def end(self, timeout=15):
+    def end(self, timeout=PATIENCE):
         """Wait for the end; return exit status, standard output, and standard error."""
         status = self.process.wait(timeout)
         return status, self.read(self.out), self.read(self.err)
@@ -86,7 +87,7 @@ class Service:
 
 
 def connect(port, address="127.0.0.1"):
-    return socket.create_connection((address, port), timeout=10)
+    return socket.create_connection((address, port), timeout=PATIENCE)
 
 
 def free_port():
@@ -105,7 +106,7 @@ def receive(connection):
     return bytes(answer)
 
 
-def await_true(condition, seconds=10):
+def await_true(condition, seconds=PATIENCE):
     """Wait until condition() is true and return what it returned; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not (result := condition()):

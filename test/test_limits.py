@@ -45,9 +45,10 @@ def test_bodies_that_do_not_end_are_closed_when_others_need_the_room(start_servi
         connections = [stack.enter_context(connect(service.port)) for _ in range(10)]
         for connection in connections:
             connection.sendall(POST + header)
-        await_true(lambda: is_closed(connections[0]))
+        # Which four stay depends on the order in which their headers are read.
+        await_true(lambda: sum(map(is_closed, connections)) == 6)
         assert requests.post(service.url + PATH, data=b"x" * 1000).ok
-        assert sum(map(is_closed, connections)) in range(5, 9)
+        assert sum(map(is_closed, connections)) == 6
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_more_connections_than_open_files_leave_it_answering_and_quiet(start_ser
     with contextlib.ExitStack() as idle:
         for _ in range(220):
             idle.enter_context(connect(service.port))
-        assert requests.get(service.url + PATH, timeout=5).ok
+        assert requests.get(service.url + PATH).ok
     service.signal()
     status, out, err = service.end()
     assert (status, out.count("\n"), err) == (0, 2, "")

@@ -57,7 +57,6 @@ def test_a_port_that_is_taken_ends_in_one_line():
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=10,
         )
     assert answer.returncode == 1
     assert answer.stderr == f"server.py: cannot listen on port {port}: Address already in use\n"

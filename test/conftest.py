@@ -3,6 +3,7 @@
 import pytest
 import requests
 
+from forkserver import ForkServer
 from support import PATH, RUNNING, DoesNotStart, Service, await_true
 
 
@@ -15,12 +16,12 @@ def answers(url):
 
 @pytest.fixture(scope="session", autouse=True)
 def first_service():
-    """A service as a child process; where there is none to be tested, the run ends at once.
+    """`python server.py`, release 0123abcd; where there is none to be tested, the run ends at once.
 
     Its last lines say why.
     """
     try:
-        service = Service("--drain-seconds=0")
+        service = Service(env={"SERVICE_RELEASE": "0123abcd"})
     except DoesNotStart as error:
         pytest.exit(f"the service does not start: {error}", returncode=1)
     try:
@@ -31,13 +32,21 @@ def first_service():
     service.close()
 
 
+@pytest.fixture(scope="session")
+def fork_server():
+    """Launches services in no time."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def start_service():
+def start_service(fork_server):
     """Starts services as child processes; kills those that still run after the test."""
     services = []
 
-    def start(*options, **constants):
-        services.append(Service(*options, **constants))
+    def start(*options, **changes):
+        services.append(Service(*options, launch=fork_server.launch, **changes))
         return services[-1]
 
     yield start

@@ -23,25 +23,28 @@ class DoesNotStart(Exception):
     """The service ended, or did not listen in time; says what it wrote to standard error."""
 
 
+def launch_python(arguments, out, err, env=None):
+    """Run `python server.py`, which writes into the files `out` and `err`."""
+    return subprocess.Popen(
+        [sys.executable, "server.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=out,
+        stderr=err,
+    )
+
+
 class Service:
     """server.py as a child process on a free port of 127.0.0.1.
 
-    `constants` replaces module constants of server.py, so that no test waits for the real limits;
-    `code` is run before the service starts, with the module as `server`.
+    `launch` runs it, with `changes`: see launch_python() and ForkServer.launch().
     """
 
-    def __init__(self, *options, code="", env=None, **constants):
-        lines = [f"server.{name} = {value!r}" for name, value in constants.items()]
-        program = "\n".join(["import server", *lines, code, "server.main()"])
+    def __init__(self, *options, launch=launch_python, **changes):
         # Files: a pipe that nobody reads may be full after 4 kB, which stops the service.
-        self.out, self.err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "--address=127.0.0.1", "--port=0", *options],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            stdout=self.out,
-            stderr=self.err,
-        )
+        self.out, self.err = tempfile.NamedTemporaryFile("w+"), tempfile.NamedTemporaryFile("w+")
+        arguments = ["--address=127.0.0.1", "--port=0", *options]
+        self.process = launch(arguments, self.out, self.err, **changes)
         try:
             self.port = int(await_true(self.listening)[1])
         except BaseException:
@@ -73,15 +76,15 @@ class Service:
         """Return what it has written to standard error."""
         return self.read(self.err)
 
-    def end(self, timeout=PATIENCE):
+    def end(self):
         """Wait for the end; return exit status, standard output, and standard error."""
-        status = self.process.wait(timeout)
-        return status, self.read(self.out), self.read(self.err)
+        await_true(lambda: self.process.poll() is not None)
+        return self.process.returncode, self.read(self.out), self.read(self.err)
 
     def close(self):
         """Kill it if it still runs."""
         self.process.kill()
-        self.process.wait()
+        self.end()
         self.out.close()
         self.err.close()
 
@@ -111,5 +114,5 @@ def await_true(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < end, f"not true after {seconds} s: {condition}"
-        time.sleep(0.02)
+        time.sleep(0.005)
     return result

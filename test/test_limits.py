@@ -9,7 +9,7 @@ import resource
 import pytest
 import requests
 
-from support import PATH, await_true, connect, receive
+from support import PATH, Service, await_true, connect, receive
 
 POST = f"POST {PATH} HTTP/1.1\r\nHost: test\r\n".encode()
 KEPT = f"GET {PATH} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
@@ -60,16 +60,16 @@ def few_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_more_connections_than_open_files_leave_it_answering_and_quiet(start_service, few_files):
-    service = start_service("--drain-seconds=0")
-    few_files()
-    with contextlib.ExitStack() as idle:
-        for _ in range(220):
-            idle.enter_context(connect(service.port))
-        assert requests.get(service.url + PATH).ok
-    service.signal()
-    status, out, err = service.end()
-    assert (status, out.count("\n"), err) == (0, 2, "")
+def test_more_connections_than_open_files_leave_it_answering_and_quiet(few_files):
+    with contextlib.closing(Service("--drain-seconds=0")) as service:
+        few_files()
+        with contextlib.ExitStack() as idle:
+            for _ in range(220):
+                idle.enter_context(connect(service.port))
+            assert requests.get(service.url + PATH).ok
+        service.signal()
+        status, out, err = service.end()
+        assert (status, out.count("\n"), err) == (0, 2, "")
 
 
 def test_no_control_character_and_no_long_path_reaches_the_log(start_service):

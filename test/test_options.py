@@ -2,14 +2,13 @@
 
 import re
 import socket
-import subprocess
 import sys
 
 import pytest
 import requests
 
 import server
-from support import PATH, ROOT, DoesNotStart, Service, connect
+from support import PATH, DoesNotStart, connect
 
 
 @pytest.fixture
@@ -49,36 +48,32 @@ def test_a_wrong_drain_time_in_the_environment_ends_in_one_line(start, monkeypat
     assert start() == (1, "server.py: could not convert string to float: 'x' (see --help)\n")
 
 
-def test_a_port_that_is_taken_ends_in_one_line():
+def test_a_port_that_is_taken_ends_in_one_line(start_service):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        answer = subprocess.run(
-            [sys.executable, "server.py", "--address=127.0.0.1", f"--port={port}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    assert answer.returncode == 1
-    assert answer.stderr == f"server.py: cannot listen on port {port}: Address already in use\n"
+        with pytest.raises(DoesNotStart) as error:
+            start_service(f"--port={port}")
+    reason = f"server.py: cannot listen on port {port}: Address already in use"
+    assert str(error.value) == f"exit status 1\n{reason}"
 
 
-def test_an_error_of_the_service_itself_is_told_in_its_own_words():
+def test_an_error_of_the_service_itself_is_told_in_its_own_words(start_service):
     code = "server.make_app = lambda debug: open('/nowhere/at/all')"
     with pytest.raises(DoesNotStart, match="No such file or directory: '/nowhere/at/all'") as error:
-        Service(code=code)
+        start_service(code=code)
     assert "listen" not in str(error.value)
 
 
-def test_it_listens_only_on_the_given_address(start_service):
-    service = start_service()  # started with --address=127.0.0.1
+def test_it_listens_only_on_the_given_address(first_service):  # started with --address=127.0.0.1
     with pytest.raises(OSError):  # refused; on a Mac there is no such address
-        connect(service.port, "127.0.0.2")
+        connect(first_service.port, "127.0.0.2")
 
 
-def test_the_release_comes_from_the_environment(start_service):
-    service = start_service(env={"SERVICE_RELEASE": "0123abcd"})
-    assert service.log() == f"listening on port {service.port} (release 0123abcd)\n"
-    assert requests.get(service.url + PATH).headers["X-Release"] == "0123abcd"
+def test_the_release_comes_from_the_environment(first_service, start_service):
+    for service, release in ((first_service, "0123abcd"), (start_service(), "dev")):
+        first_line = service.log().splitlines()[0]
+        assert first_line == f"listening on port {service.port} (release {release})"
+        assert requests.get(service.url + PATH).headers["X-Release"] == release
 
 
 def test_debug_is_off_by_default():

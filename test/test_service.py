@@ -20,7 +20,7 @@ def test_get_and_post_are_answered(app_url):
 
 def test_the_release_that_was_built_answers(app_url):
     release = requests.get(app_url + PATH).headers["X-Release"]
-    assert release == (os.environ.get("CI_COMMIT_SHA", release) if RUNNING else "dev")
+    assert release == (os.environ.get("CI_COMMIT_SHA", release) if RUNNING else "0123abcd")
 
 
 def test_what_is_not_there_is_refused(app_url):
@@ -79,9 +79,9 @@ MALFORMED = {
 
 
 @pytest.fixture(scope="module")
-def sturdy_service():
+def sturdy_service(fork_server):
     """A service that must still be there, without a traceback, after all that it was sent."""
-    with contextlib.closing(Service("--drain-seconds=0")) as service:
+    with contextlib.closing(Service("--drain-seconds=0", launch=fork_server.launch)) as service:
         yield service
         service.signal()
         status, _, err = service.end()

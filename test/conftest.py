@@ -1,5 +1,7 @@
 """Fixtures of several test files."""
 
+import contextlib
+
 import pytest
 import requests
 
@@ -9,13 +11,20 @@ from support import PATH, RUNNING, DoesNotStart, Service, await_true
 
 def answers(url):
     try:
-        return requests.get(url, timeout=5)
+        requests.get(url, timeout=5)
+        return True
     except requests.RequestException:
-        return None
+        return False
+
+
+def end_run(session, what, why):
+    """Fail this test and begin no other; pytest.exit() would not tell the cause from a worker."""
+    session.shouldfail = f"{what}: {why}"  # the last lines of the run
+    raise pytest.fail.Exception(what, pytrace=False) from None
 
 
 @pytest.fixture(scope="session", autouse=True)
-def first_service():
+def first_service(request):
     """`python server.py`, release 0123abcd; where there is none to be tested, the run ends at once.
 
     Its last lines say why.
@@ -23,13 +32,15 @@ def first_service():
     try:
         service = Service(env={"SERVICE_RELEASE": "0123abcd"})
     except DoesNotStart as error:
-        pytest.exit(f"the service does not start: {error}", returncode=1)
-    try:
-        await_true(lambda: not RUNNING or answers(RUNNING + PATH))
-    except AssertionError:
-        pytest.exit(f"nobody answers at {RUNNING}: see the log of its container", returncode=1)
-    yield service
-    service.close()
+        end_run(request.session, "the service does not start", error)
+    with contextlib.closing(service):
+        url = RUNNING or service.url
+        try:
+            await_true(lambda: answers(url + PATH))
+        except AssertionError:
+            log = "see the log of its container" if RUNNING else f"its log:\n{service.log()}"
+            end_run(request.session, f"nobody answers at {url}", log)
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def pipeline(tmp_path_factory):
 @pytest.fixture(scope="session")
 def releases(pipeline):
     """The images of releases in the registry of the pipeline's host, by name."""
-    return pipeline.make_releases("registry.test")
+    return pipeline.make_releases()
 
 
 def missing_for_engine():

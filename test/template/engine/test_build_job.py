@@ -10,6 +10,7 @@ import re
 import pytest
 from test_pipeline import environment_is_cached
 
+from pipelines import REGISTRY
 from support import await_true
 from trial import Trial
 
@@ -101,7 +102,7 @@ def test_each_build_of_a_commit_has_a_tag_of_its_own(pipeline, build):
     for job in ("1001", "1002"):
         output = build(CI_JOB_ID=job, CI_COMMIT_SHA="4" * 40, CI_COMMIT_REF_PROTECTED="false")
         images.append(re.search(r"DEPLOY_IMAGE=(\S+)", output)[1])
-    tags = [f"registry.test/group/project:{'4' * 40}-{job}" for job in ("1001", "1002")]
+    tags = [f"{REGISTRY}/group/project:{'4' * 40}-{job}" for job in ("1001", "1002")]
     digests = "--format={{json .RepoDigests}}"
     for tag in tags:
         pipeline.docker("pull", "--quiet", tag)
@@ -206,7 +207,7 @@ def test_a_private_ca_that_dind_knows_is_enough_to_push(build, private_registry)
 # A registry on two ports, to clients two registries. Its only user is robot, with pa55word.
 LOCKED_REGISTRY = """
     for port in 5444 5445; do
-        cp -r /etc/docker/certs.d/registry.test /etc/docker/certs.d/registry.test:$port
+        cp -r /etc/docker/certs.d/$1 /etc/docker/certs.d/registry.test:$port
     done
     mkdir /locked
     echo 'robot:$2b$04$c/Z7RvtLTC6JRNbJIbV7peec1ffJUzL0nNlVV0w1wiKK5LdelnQpS' > /locked/htpasswd
@@ -223,7 +224,7 @@ LOCKED_REGISTRY = """
 @pytest.fixture
 def locked_registry(pipeline):
     """A registry with a password, as the project's, and the same as another, which has Python."""
-    pipeline.host("sh", "-euc", LOCKED_REGISTRY)
+    pipeline.host("sh", "-euc", LOCKED_REGISTRY, "sh", REGISTRY)
     own, other = "registry.test:5444", "registry.test:5445"
     login = ("login", "--username=robot", "--password-stdin", own)
     await_true(lambda: "Succeeded" in pipeline.docker(*login, input="pa55word", check=False))

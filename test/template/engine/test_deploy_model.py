@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from ruamel.yaml import YAML
 
-from pipelines import Deployment
+from pipelines import REGISTRY, Deployment
 from support import ROOT, await_true
 
 pytestmark = pytest.mark.xdist_group("model")
@@ -43,7 +43,7 @@ STEPS = {
 }
 CHANGES = [["greeting", "memory"], ["password", "port"], [], ["greeting"]]
 KEEP = 3
-REPOSITORY = "registry.test/group/trial"
+REPOSITORY = f"{REGISTRY}/group/trial"
 NUMBERED = ["1", "2", "3", "4", "5", "6"]
 PORTS, BESIDE_PORTS = [20330, 20331], range(20340, 20350)
 VALUES = {

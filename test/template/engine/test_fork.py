@@ -16,7 +16,7 @@ import pytest
 import requests
 
 import pieces
-from pipelines import Pipeline
+from pipelines import REGISTRY, Pipeline
 from support import await_true
 from trial import Trial
 
@@ -125,7 +125,7 @@ class Stack(Trial):
 
     def variant(self, name, line=""):
         """Push a variant of the release, with a line more in its Dockerfile; return the image."""
-        tag = f"registry.test/group/project:{name}"
+        tag = f"{REGISTRY}/group/project:{name}"
         dockerfile = (
             f"FROM {self.image}\n"
             f"ENV SERVICE_RELEASE={name}\n"
@@ -247,10 +247,9 @@ def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     pieces.do(fork, pieces.https)
     text = (fork.path / "scripts/stack.yml").read_text().replace("8744", "9000")
     fork.run("git", "checkout", "--quiet", "-")
-    # The registry of this host has port 443.
-    stack.declare(text.replace("published: 443", "published: 20443"))
+    stack.declare(text)
     fork.host("sh", "-c", "echo 127.0.0.1 app.example.com >> /etc/hosts")
-    url = "https://app.example.com:20443"
+    url = "https://app.example.com"
     env = {
         "DEPLOY_STACK": "secure",
         "DEPLOY_PUBLISH_MODE": "ingress",
@@ -265,7 +264,7 @@ def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
     host = fork.run("docker", "inspect", "-f", address, fork.container()).stdout.strip()
     context = ssl.create_default_context(cadata=certificate)
-    with socket.create_connection((host, 20443), timeout=10) as plain:
+    with socket.create_connection((host, 443), timeout=10) as plain:
         client = plain.getsockname()[0]
         with context.wrap_socket(plain, server_hostname="app.example.com") as connection:
             connection.sendall(b"GET /test?me HTTP/1.0\r\nHost: app.example.com\r\n\r\n")

@@ -10,6 +10,7 @@ import shlex
 import pytest
 
 from gitlab_ci import JOBS
+from pipelines import REGISTRY
 from support import await_true
 
 pytestmark = pytest.mark.xdist_group("jobs")
@@ -48,7 +49,7 @@ VARIABLES = {
     "CI_CONCURRENT_ID": "0",
     "CI_DEFAULT_BRANCH": "mainx",
     "CI_DEPENDENCY_PROXY_SERVER": "gitlab.example.com:443",
-    "CI_JOB_IMAGE": "registry.test/group/project/test",
+    "CI_JOB_IMAGE": f"{REGISTRY}/group/project/test",
     "CI_JOB_NAME": "test",
     "CI_JOB_STAGE": "test",
     "CI_JOB_TOKEN": "glcbt-64_notatoken",
@@ -56,8 +57,8 @@ VARIABLES = {
     "CI_PIPELINE_SOURCE": "push",
     "CI_PROJECT_DIR": PROJECT,
     "CI_PROJECT_URL": "https://gitlab.example.com/group/project",
-    "CI_REGISTRY": "registry.test",
-    "CI_REGISTRY_IMAGE": "registry.test/group/project",
+    "CI_REGISTRY": REGISTRY,
+    "CI_REGISTRY_IMAGE": f"{REGISTRY}/group/project",
     "CI_REGISTRY_PASSWORD": "glcbt-64_notatoken",
     "CI_REGISTRY_USER": "gitlab-ci-token",
     "CI_RUNNER_DESCRIPTION": "host build",

@@ -239,10 +239,13 @@ def test_after_a_restart_of_the_host_the_service_is_back_by_itself(pipeline):
 
 def test_beside_the_running_release_another_gets_its_own_address_and_environment(pipeline):
     # Makes the host anew, with more ports, from what its volume keeps: the cache above all.
-    run = pipeline.push(DEPLOY_STRATEGY="beside")
+    run = pipeline.push(DEPLOY_STRATEGY="beside", DEPLOY_ADDRESS="app.test")  # which no DNS has
     assert run.returncode == 0, run.stdout
     assert environment_is_cached(run.stdout)
-    commit, url = re.search(r"^Release (\w+) answers at (\S+)$", run.stdout, re.MULTILINE).groups()
+    commit, port = re.search(
+        r"^Release (\w+) answers at http://app\.test:(\d+)/test$", run.stdout, re.MULTILINE
+    ).groups()
+    url = f"http://127.0.0.1:{port}/test"
     assert requests.get(url, timeout=10).headers["X-Release"] == commit
     assert f"name: release/{commit[:8]}" in (pipeline.path / ".pipeline/log").read_text()
     assert (

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # which has support.py
 
-from pipelines import Pipeline
+from pipelines import REGISTRY, Pipeline
 from support import PATH, ROOT, await_true, connect, free_port
 
 PARTS = ("server", "image", "deploy", "pipeline")
@@ -168,7 +168,7 @@ def image(pipeline):
 
 def deployment(pipeline):
     """Compare scripts/deploy with `docker stack deploy --detach=false` alone, of the same stack."""
-    images = pipeline.make_releases("registry.test")
+    images = pipeline.make_releases()
     pipeline.put_source("/tmp/bench")
     env = "DEPLOY_STACK=bench DEPLOY_PORT=20300 DEPLOY_ADDRESS=127.0.0.1 DEPLOY_PUBLISH_MODE=host"
 
@@ -205,7 +205,7 @@ def forget(pipeline):
     pipeline.docker("volume", "rm", "registry")
     await_true(lambda: not pipeline.docker("ps", "--quiet"), seconds=30)
     images = set()
-    for name in ("registry.test/group/*", "registry.test/group/project/*"):
+    for name in (f"{REGISTRY}/group/*", f"{REGISTRY}/group/project/*"):
         images.update(pipeline.docker("images", "--quiet", f"--filter=reference={name}").split())
     pipeline.docker("rmi", "--force", *images)
 

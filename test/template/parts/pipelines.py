@@ -14,6 +14,8 @@ from pathlib import Path
 
 from support import ROOT, await_true, free_port
 
+# The registry of the pipeline's host.
+[REGISTRY] = re.findall('^REGISTRY = "(.*?)"', (ROOT / "scripts/pipeline").read_text(), re.M)
 SCRIPTS = ["build", "deploy", "pipeline", "register-runner", "serve", "test", "venv"]
 MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -132,13 +134,13 @@ class Pipeline(Checkout):
 
     def manifest(self, image):
         """Return what the registry answers when it may answer with any kind of manifest."""
-        name, digest = image.removeprefix("registry.test/").split("@")
+        name, digest = image.removeprefix(f"{REGISTRY}/").split("@")
         code = (
             "import ssl, sys, urllib.request as r\n"
             "request = r.Request(sys.argv[1], headers={'Accept': sys.argv[2]})\n"
             "print(r.urlopen(request, context=ssl._create_unverified_context()).read().decode())"
         )
-        url = f"https://127.0.0.1/v2/{name}/manifests/{digest}"
+        url = f"https://{REGISTRY}/v2/{name}/manifests/{digest}"
         fetch = ("python", "-c", code, url, ", ".join(MANIFESTS))
         return json.loads(self.docker("run", "--rm", "--network=host", self.image, *fetch))
 
@@ -183,8 +185,8 @@ class Pipeline(Checkout):
         env = {
             "CI": "true",
             "CI_COMMIT_SHA": "0" * 40,
-            "CI_REGISTRY": "registry.test",
-            "CI_REGISTRY_IMAGE": "registry.test/group/project",
+            "CI_REGISTRY": REGISTRY,
+            "CI_REGISTRY_IMAGE": f"{REGISTRY}/group/project",
             "DOCKER_HOST": "tcp://docker:2376",
             "DOCKER_TLS_VERIFY": "1",
             "DOCKER_TLS_CERTDIR": "/certs",
@@ -213,7 +215,7 @@ class Pipeline(Checkout):
     def down(self):
         self.run("scripts/pipeline", "--down", check=False)
 
-    def make_releases(self, registry):
+    def make_releases(self, registry=REGISTRY):
         """Push variants of this release to a registry; return the image of each, with its digest.
 
         A variant that is named by a number answers with that as its release.
@@ -333,7 +335,7 @@ class LabHost(Host):
 class DindHost(Host):
     """A host that is a container, beside others on a network of their own."""
 
-    image, bridge, registry = "docker:29.7.2-dind", "gitlab-ci-pipeline-mesh", "registry.test"
+    image, bridge = "docker:29.7.2-dind", "gitlab-ci-pipeline-mesh"
     interface = "eth0"
 
     @staticmethod
@@ -354,14 +356,14 @@ class DindHost(Host):
     def registry_for(cls, pipeline):
         """Let the hosts reach the pipeline's registry; the block gets CI's settings for it."""
         container = pipeline.container()
-        cls.certificate = pipeline.host("cat", f"/etc/docker/certs.d/{cls.registry}/ca.crt")
+        cls.certificate = pipeline.host("cat", f"/etc/docker/certs.d/{REGISTRY}/ca.crt")
         # A subnet for tests of networks: no engine in these containers chooses it for its own.
         cls.local("network", "create", "--subnet=198.18.20.0/24", cls.bridge)
         try:
-            alias = f"--alias={cls.registry}"
+            alias = f"--alias={REGISTRY.partition(':')[0]}"
             cls.local("network", "connect", alias, cls.bridge, container, check=True)
             login = {"CI_REGISTRY_USER": "pipeline", "CI_REGISTRY_PASSWORD": "pipeline"}
-            yield {"CI_REGISTRY": cls.registry, **login}
+            yield {"CI_REGISTRY": REGISTRY, **login}
         finally:
             cls.local("network", "disconnect", "--force", cls.bridge, container)
             cls.local("network", "rm", cls.bridge)
@@ -372,7 +374,7 @@ class DindHost(Host):
         there = (f"--network={self.bridge}", f"--hostname={name}", "--env=DOCKER_TLS_CERTDIR=")
         # Said outright, since an engine without TLS otherwise waits before it starts.
         self.id = self.local(*run, *there, self.image, "--tls=false", check=True)
-        trusted = f"/etc/docker/certs.d/{self.registry}"
+        trusted = f"/etc/docker/certs.d/{REGISTRY}"
         trust = ("sh", "-c", f"mkdir -p {trusted} && cat > {trusted}/ca.crt")
         self.local("exec", "--interactive", self.id, *trust, input=self.certificate, check=True)
         address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"

@@ -4,10 +4,10 @@ import json
 import re
 import subprocess
 
-from pipelines import Deployment
+from pipelines import REGISTRY, Deployment
 from support import ROOT, await_true
 
-REPOSITORY = "registry.test/group/trial"
+REPOSITORY = f"{REGISTRY}/group/trial"
 PORT = "20300"
 STACK = (ROOT / "scripts/stack.yml").read_text()
 

@@ -68,6 +68,9 @@ def test_another_branch_another_port_and_staging_deploy_the_release_twice(fork):
     assert results(fork.first_push) == passed, fork.first_push.stdout
     assert requests.get(fork.url, timeout=10).headers["X-Release"] == fork.first
     assert fork.answering(20300) == fork.first
+    said = f"Release {fork.first} answers at"
+    staging = f"{said} http://127.0.0.1:20300/test (staging, only inside the container)\n"
+    assert f"\n{said} {fork.url}\n{staging}" in fork.first_push.stdout, fork.first_push.stdout
     assert "as a push to main\n" in fork.first_push.stdout
     port = "--format={{(index .Endpoint.Ports 0).TargetPort}}"
     assert fork.docker("service", "inspect", port, "app_server") == "9000\n"

@@ -51,6 +51,12 @@ def result(log, job):
     return re.search(rf"^{job} +(passed|failed|not run)", log, re.MULTILINE)[1]
 
 
+def seconds(log, job):
+    """The seconds that the closing table has for a job: of its sections, and their sum."""
+    row = re.search(rf"^{job} +\w+((?: +[\d.]+ s)+)$", log, re.MULTILINE)[1]
+    return [float(number) for number in row.split()[::2]]
+
+
 def answering(pipeline):
     """Return the release that answers, or None."""
     try:
@@ -70,6 +76,19 @@ def test_the_first_push_ends_with_a_release_that_answers(pipeline):
     assert hint.startswith("Next: edit, commit, scripts/pipeline again;")
     shown = pipeline.run("sh", "-c", logs.removeprefix("Logs: ")).stdout
     assert f"(release {pipeline.first_commit})" in shown
+
+
+def test_the_closing_table_and_the_log_say_where_the_time_went(pipeline):
+    totals = []
+    for job in ("build", "test", "deploy"):
+        *sections, total = seconds(pipeline.first.stdout, job)
+        assert len(sections) == 3 and min(sections) > 0
+        assert sum(sections) == pytest.approx(total, abs=0.2)
+        totals.append(total)
+    [whole] = seconds(pipeline.first.stdout, "pipeline")
+    assert sum(totals) < whole
+    log = (pipeline.path / ".pipeline/log").read_text()
+    assert [line for line in log.splitlines() if not re.match(r" *\d+\.\d\d ", line)] == []
 
 
 def test_the_first_push_which_finds_no_cache_prints_no_error(pipeline):
@@ -166,10 +185,28 @@ def test_no_file_keeps_a_secret_when_the_push_is_over(refreshed, pipeline):
     assert list(Path("/tmp").glob("gitlab-ci-local-file-variables-*/APP_SECRET_SPACES")) == []
 
 
-def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
+ORDERS = """class OrdersHandler(Handler):
+    def get(self):
+        self.write({"orders": {}["no such table"]})
+
+
+class NotFoundHandler("""
+ORDERS_TEST = """import requests
+
+
+def test_orders(app_url):
+    assert requests.get(app_url + "/orders").status_code == 200
+"""
+
+
+def test_a_500_in_a_test_ends_with_its_traceback_and_nothing_is_deployed(pipeline):
     before = answering(pipeline)
     assert before
-    pipeline.edit("server.py", 'self.write("test gitlab_cicd', 'self.write("wrong gitlab_cicd')
+    pipeline.edit("server.py", "class NotFoundHandler(", ORDERS)
+    pipeline.edit(
+        "server.py", "    routes = [\n", '    routes = [\n        ("/orders", OrdersHandler),\n'
+    )
+    (pipeline.path / "test/test_orders.py").write_text(ORDERS_TEST)
     pipeline.commit("Break the service")
     run = pipeline.push()
     pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
@@ -179,6 +216,10 @@ def test_a_failing_test_keeps_the_deployment_from_running(pipeline):
         "failed",
         "not run",
     ]
+    last = run.stdout.splitlines()[-25:]
+    assert "    KeyError: 'no such table'" in last, run.stdout
+    assert [line for line in last if "    FAILED test/test_orders.py::test_orders - " in line]
+    assert re.fullmatch("    =+ 1 failed, .* =+", last[-1])
     assert answering(pipeline) == before
 
 
@@ -190,7 +231,7 @@ def test_a_release_that_does_not_start_in_the_test_job_ends_with_the_cause(pipel
     run = pipeline.push()
     pipeline.run("git", "reset", "--hard", "--quiet", "HEAD~")
     assert (run.returncode, result(run.stdout, "test")) == (1, "failed")
-    last = run.stdout.splitlines()[-30:]
+    last = run.stdout.splitlines()[-25:]
     assert "ModuleNotFoundError: No module named 'helper'" in last, run.stdout
 
 
@@ -242,8 +283,15 @@ def test_beside_the_running_release_another_gets_its_own_address_and_environment
     run = pipeline.push(DEPLOY_STRATEGY="beside", DEPLOY_ADDRESS="app.test")  # which no DNS has
     assert run.returncode == 0, run.stdout
     assert environment_is_cached(run.stdout)
+    assert [result(run.stdout, job) for job in ("beside", "deploy", "stop")] == [
+        "passed",
+        "not run",
+        "not run",
+    ]
     commit, port = re.search(
-        r"^Release (\w+) answers at http://app\.test:(\d+)/test$", run.stdout, re.MULTILINE
+        r"^Release (\w+) answers at http://app\.test:(\d+)/test \(release/",
+        run.stdout,
+        re.MULTILINE,
     ).groups()
     url = f"http://127.0.0.1:{port}/test"
     assert requests.get(url, timeout=10).headers["X-Release"] == commit

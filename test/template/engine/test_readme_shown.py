@@ -19,7 +19,7 @@ def shape(line):
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"\b([0-9a-f]{40}\b|[0-9a-f]+\.\.\.)", "COMMIT"),
         (r"app_server\.\d: (Failed|Complete) .* ago:", "TASK"),
-        (r"[\d.]+ (s|min)$", "TIME"),
+        (r"[\d.]+ s( |$)", "TIME "),
         (r"^deploy: .* \(", "deploy: REASON ("),
     ):
         line = re.sub(pattern, name, line)

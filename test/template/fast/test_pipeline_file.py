@@ -355,7 +355,7 @@ def test_every_requirement_is_pinned(name):
 def test_scripts_pipeline_finds_the_dind_image():
     code = "import runpy; print(runpy.run_path('scripts/pipeline', run_name='')['dind_image']())"
     command = [sys.executable, "-c", code]
-    env = {**os.environ, "IMAGE_PREFIX": "${IMAGE_PREFIX}"}
+    env = {**os.environ, "IMAGE_PREFIX": "${IMAGE_PREFIX}", "PYTHONPATH": "scripts"}
     found = subprocess.check_output(command, cwd=ROOT, env=env, text=True)
     assert found.strip() == name_of(dind(JOBS["build"]))
 

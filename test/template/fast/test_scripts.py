@@ -40,7 +40,7 @@ GNU = {
     r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
 }
 PYTHON = ["pipeline"]  # the others are sh
-PARTS = ["docker.sh", "swarm.sh", "stack.yml", "probe.py"]  # of scripts/build and deploy
+PARTS = ["docker.sh", "swarm.sh", "stack.yml", "probe.py", "report.py"]  # of the scripts
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
 IMAGE = "registry.test/app@sha256:" + 64 * "a"

@@ -195,7 +195,7 @@ def deployment(pipeline):
 def total(run):
     """Return the seconds that a push has taken."""
     assert run.returncode == 0, run.stdout
-    return float(re.search(r"^pipeline +passed +([\d.]+) s", run.stdout, re.MULTILINE)[1])
+    return float(re.search(r"^pipeline +passed.* ([\d.]+) s", run.stdout, re.MULTILINE)[1])
 
 
 def forget(pipeline):

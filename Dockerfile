@@ -1,5 +1,6 @@
 # source                     what the others take from the checkout
 # environment ── test        the job `test` runs in it
+#            ├── deploy      the job `deploy` runs in it; it also goes back, on the host
 #            └── release     what is deployed; the default
 #                  └── debug with tools to look around; built by hand
 
@@ -13,6 +14,8 @@ COPY --chmod=644 requirements.txt /
 COPY --chmod=644 test/requirements.txt /test/
 COPY --chmod=644 *.py /app/
 # A directory needs a line of its own, and 755: COPY --chmod=755 package /app/package/
+COPY --chmod=644 scripts/parts/requirements.txt scripts/parts/*.py /scripts/parts/
+COPY --chmod=755 scripts/deploy /scripts/
 
 
 FROM ${IMAGE_PREFIX}python:3.14-slim AS environment
@@ -41,6 +44,29 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --no-cache-dir --root-user-action=ignore -r test/requirements.txt
 # scripts/test takes this Python and makes no virtual environment.
 ENV TEST_PYTHON=python
+
+
+FROM ${IMAGE_PREFIX}docker:29.7.2-cli AS docker
+
+
+FROM environment AS deploy
+
+# scripts/build gives a value if DEPLOY_HOST begins with ssh://.
+ARG DEPLOY_SSH=
+ARG DEBIAN_MIRROR=http://deb.debian.org/debian
+COPY --from=source scripts/parts/requirements.txt /app/scripts/parts/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    set -e; \
+    pip install --no-cache-dir --root-user-action=ignore -r scripts/parts/requirements.txt; \
+    [ -n "$DEPLOY_SSH" ] || exit 0; \
+    find /etc/apt -name '*.list' -o -name '*.sources' | \
+        xargs sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|"; \
+    apt-get update; \
+    apt-get install -y --no-install-recommends openssh-client; \
+    rm -rf /var/lib/apt/lists/*
+# The client is one file, in one of these places. A pattern may match nothing.
+COPY --link --from=docker /usr/local/bin/docke[r] /usr/bin/docke[r] /usr/local/bin/
+COPY --link --from=source scripts /app/scripts/
 
 
 FROM environment AS release

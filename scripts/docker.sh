@@ -1,5 +1,5 @@
-# shellcheck shell=sh disable=SC2154 # a part of scripts/build and scripts/deploy
-# docker.sh: functions that both share.
+# shellcheck shell=sh disable=SC2154 # a part of scripts/build
+# docker.sh: how it speaks to docker and its registries.
 
 # why: prints what docker said went wrong, without its warnings and hints; ssh ends lines with \r.
 why() { tr -d '\r' < "$work/error" | grep -vE '^ *$|^WARNING|^Usage:|^(See|Run) ' | tail -n 1; }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "parts"))
+sys.path[:0] = [str(HERE / "parts"), str(HERE.parent.parent / "scripts")]
 
 from pipelines import ROOT, DindHost, Pipeline  # noqa: E402
 

@@ -207,6 +207,7 @@ def test_a_migration_that_fails_touches_nothing(stack):
     before = stack.running("server", "worker", "database")
     line = "COPY <<PY /app/migrate.py\nraise KeyError('no such column')\nPY"
     failed = stack.deploy(stack.variant("unmigrated", line))
+    assert failed.reason().startswith("deploy: the migration failed (")
     assert "| Traceback" in failed.output and "| KeyError: 'no such column'" in failed.output
     assert f"(release {stack.first} answers at " in failed.reason()
     assert stack.running("server", "worker", "database") == before
@@ -215,14 +216,10 @@ def test_a_migration_that_fails_touches_nothing(stack):
 def test_a_job_that_is_cancelled_while_it_migrates_touches_nothing(stack):
     before = stack.running("server", "worker", "database")
     line = "COPY <<PY /app/migrate.py\nimport time\ntime.sleep(99)\nPY"
-    command = stack.command(DEPLOY_IMAGE=stack.variant("slow", line))[:-1]
-    code = "echo $$ > /tmp/deploy.pid; exec scripts/deploy"
-    process = subprocess.Popen(
-        [*command, "sh", "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = stack.start(stack.variant("slow", line))
     migrating = ("ps", "--quiet", "--filter=name=app_migration")
     await_true(lambda: stack.pipeline.docker(*migrating), seconds=60)
-    stack.pipeline.host("sh", "-c", "kill -TERM $(cat /tmp/deploy.pid)")
+    stack.kill("TERM")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1 and f"cancelled (release {stack.first} answers" in output, output
     assert stack.running("server", "worker", "database") == before

@@ -51,7 +51,7 @@ class Mesh:
     def start(self, release, *arguments, **env):
         """Start scripts/deploy, as the leader of a process group; return the process."""
         return subprocess.Popen(
-            [*self.host.network, "scripts/deploy", *arguments],
+            [*self.host.network, sys.executable, "scripts/deploy", *arguments],
             cwd=self.directory,
             start_new_session=True,
             text=True,
@@ -62,7 +62,7 @@ class Mesh:
 
     def deploy(self, release, *arguments, **env):
         return Deployment(
-            [*self.host.network, "scripts/deploy", *arguments],
+            [*self.host.network, sys.executable, "scripts/deploy", *arguments],
             cwd=self.directory,
             timeout=400,
             env={**self.env, "DEPLOY_IMAGE": self.releases.get(release, release), **env},
@@ -239,7 +239,7 @@ def test_scaling_from_two_to_six_replicas_and_back_loses_no_request(loaded):
 def test_rollback_by_hand_loses_no_request(loaded):
     before = loaded.answering()
     assert loaded.deploy("4").status == 0
-    back = loaded.deploy("none", "--rollback")
+    back = loaded.deploy("4", "--rollback")
     assert back.status == 0 and f"Going back to release {before}" in back.output, back.output
     assert loaded.answering() == before
 

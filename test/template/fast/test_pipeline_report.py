@@ -8,7 +8,7 @@ import pytest
 from pipelines import REGISTRY
 from support import ROOT
 
-report = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/report.py")))
+report = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/parts/report.py")))
 IMAGE = f"{REGISTRY}/group/project@sha256:305f6d26"
 JOBS = ["build", "test", "deploy"]
 

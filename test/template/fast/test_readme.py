@@ -11,6 +11,7 @@ import textwrap
 import pytest
 import requests
 
+from fake_swarm import deploy
 from pipelines import SCRIPTS, blocks
 from support import ROOT
 
@@ -25,15 +26,17 @@ SETTINGS = {
 }
 DEPLOY = "".join(
     file.read_text()
-    for file in [ROOT / "scripts/deploy", ROOT / "scripts/stack.yml", *ROOT.glob("scripts/*.sh")]
+    for file in [
+        *(ROOT / "scripts/deploy", ROOT / "scripts/stack.yml"),
+        *ROOT.glob("scripts/parts/*.py"),
+    ]
 )
-DEFAULTS = dict(re.findall(r'^: "\$\{(DEPLOY_\w+):=(.*?)\}"$', DEPLOY, re.MULTILINE))
+DEFAULTS = {name: default for name, (default, *_) in deploy.SETTINGS.items() if default}
 SCRIPT_FILES = [file for file in (ROOT / "scripts").iterdir() if file.is_file()]
 RENOVATE = json.loads((ROOT / ".renovaterc.json").read_text())
 FILES = ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt"]
 FILES += ["LICENSE", "test/", "test/template/", *(f"scripts/{name}" for name in SCRIPTS)]
-PARTS = ["docker.sh", "stack.yml", "swarm.sh", "probe.py", "report.py"]
-FILES += [f"scripts/{name}" for name in PARTS]
+FILES += ["scripts/stack.yml", "scripts/docker.sh", "scripts/parts/"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -60,22 +63,24 @@ def test_every_setting_is_one_of_a_script_with_this_default(name):
 
 
 def test_the_help_of_deploy_has_every_setting_and_its_default():
-    assert len(DEFAULTS) >= 6
     text = helps("deploy")
-    said = dict(re.findall(r"^  (DEPLOY_\w+)(?:.|\n {10,})*?\(([^)]*)\)", text, re.MULTILINE))
-    assert {name: said[name] for name in DEFAULTS} == DEFAULTS
-    used = set(re.findall(r"\bDEPLOY_[A-Z_]+\b", DEPLOY)) - {"DEPLOY_URL"}
-    assert used <= set(re.findall(r"\bDEPLOY_[A-Z_]+\b", text))
+    for name, default in DEFAULTS.items():
+        assert re.search(rf"^  {name} .*\({default}\)$", text, re.MULTILINE)
+    used = set(re.findall(r"\b(?:DEPLOY|CI|BUILT)_[A-Z_]+\b", DEPLOY))
+    used -= {"DEPLOY_URL", "CI_REGISTRY_IMAGE"}
+    assert used <= set(re.findall(r"\b[A-Z_]{3,}\b", text)) | {
+        *("CI_DEPENDENCY_PROXY_SERVER", "CI_DEPENDENCY_PROXY_USER", "CI_DEPENDENCY_PROXY_PASSWORD")
+    }
 
 
 def test_scripts_pipeline_hands_on_every_setting_of_its_jobs(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")  # for its part, report.py
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     handed_on = runpy.run_path(str(ROOT / "scripts/pipeline"))["SETTINGS"]
     named = set(re.findall(r"^  ([A-Z][A-Z_]+)  ", helps("build", "deploy"), re.MULTILINE))
     named = {name for name in named if not name.startswith("CI_")}  # GitLab's own
     assert {name for name in named if not handed_on.fullmatch(name)} == {
-        "DEPLOY_HOST",  # it has its own
-        *("DEPLOY_IMAGE", "RELEASE"),  # the pipeline's
+        *("DEPLOY_HOST", "DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS"),  # it has its own
+        *("DEPLOY_IMAGE", "RELEASE", "BUILT_TEST_IMAGE", "BUILT_DEPLOY_IMAGE"),  # the pipeline's
     }
 
 
@@ -83,9 +88,9 @@ def test_figures_in_words_are_those_of_the_scripts():
     server = (ROOT / "server.py").read_text()
     finish = int(re.search(r"^FINISH_SECONDS = (\d+)", server, re.MULTILINE)[1])
     words = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    probe = (ROOT / "scripts/probe.py").read_text()
+    probe = (ROOT / "scripts/parts/probe.py").read_text()
     checks = int(re.search(r"^REQUESTS = (\d+)", probe, re.MULTILINE)[1])
-    drain = int(re.search(r"\bDRAIN_SECONDS=([1-9])", DEPLOY)[1])
+    drain = int(re.search(r'"DRAIN_SECONDS": "0" if host else "(\d)"', DEPLOY)[1])
     keep, replicas = words[int(DEFAULTS["DEPLOY_KEEP"])], words[int(DEFAULTS["DEPLOY_REPLICAS"])]
     for pattern in (
         rf"\b{words[checks]} times",
@@ -135,6 +140,10 @@ def test_commands_are_those_that_tests_and_ci_run():
         "scripts/test --docker",  # .ci/run
         "scripts/test --ignore=test/template",  # the pipeline's test job
         "scripts/pipeline",  # test_pipeline.py
+        # test_deploy.py
+        "image=$(docker service inspect --format '{{.Spec.Labels.deploy_image}}' app_server)",
+        "docker run --rm -v /var/run/docker.sock:/var/run/docker.sock "
+        '"$image" scripts/deploy --rollback',
         # test_register_runner.py
         "GITLAB_TOKEN_FILE=token sh register-runner --url https://gitlab.example.com --project 17",
         "git push https://gitlab.example.com/GROUP/PROJECT.git HEAD:mainx",  # only a real GitLab
@@ -146,7 +155,7 @@ def test_every_option_that_is_named_is_one():
     named = set(
         re.findall(r"`(?:scripts/\S+ )?(--[a-z-]+)", README.replace(SECTIONS["Make it yours"], ""))
     )
-    assert {"--only", "--rollback", "--status"} <= named
+    assert {"--only", "--status"} <= named
     assert [
         option for option in named if f"{option} " not in scripts and f"{option})" not in scripts
     ] == []
@@ -155,7 +164,7 @@ def test_every_option_that_is_named_is_one():
 def test_the_failure_that_is_shown_ends_as_the_scripts_say():
     [failure] = [text for _, text in BLOCKS if "its last lines:" in text]
     shown = re.search(r"^deploy: (.*) \(release \S+ answers at \S+\)$", failure, re.MULTILINE)[1]
-    assert f'fail "{shown}"' in DEPLOY
+    assert f'Failed("{shown}")' in DEPLOY
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,10 @@ GNU = {
     r"(flock|getent|ip|nproc|readlink|realpath|setsid|shuf|stat|tac)\b": "if stat -c %s file",
     r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
 }
-PYTHON = ["pipeline"]  # the others are sh
-PARTS = ["docker.sh", "swarm.sh", "stack.yml", "probe.py", "report.py"]  # of the scripts
+PYTHON = ["deploy", "pipeline"]  # the others are sh
+PARTS = ["docker.sh", "parts"]  # of scripts/build and deploy
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
-IMAGE = "registry.test/app@sha256:" + 64 * "a"
 
 # As buildx writes it.
 METADATA = """{
@@ -58,7 +57,11 @@ BUILD = f"""
     printf '%s' "${{PIP_CONF-}}" > "$0.pip.conf"
     printenv > "$0.env"
     [ -z "${{DOCKER_CONFIG-}}" ] || cp "$DOCKER_CONFIG/config.json" "$0.config.json"
-    case $* in *"--target test "*) digest=bb ;; *) digest=aa ;; esac
+    case $* in
+        *"--target test "*) digest=bb ;;
+        *"--target deploy "*) digest=cc ;;
+        *) digest=aa ;;
+    esac
     while [ $# -gt 0 ]; do
         [ "$1" != --metadata-file ] || echo '{METADATA}' | sed "s/DIGEST/$digest/" > "$2"
         shift
@@ -68,9 +71,6 @@ DOCKER = {
     "version": "",
     "login --username *": 'cat >> "$0.stdin"',
     "buildx build *": BUILD,
-    "node ls *": "echo Ready Active",
-    "image inspect *": "exit 1",
-    "pull *": "",
 }
 REGISTRY = {
     "CI_REGISTRY": "registry.test",
@@ -124,7 +124,13 @@ class Copy:
 
     def start(self, name, *arguments, stdout=subprocess.PIPE, **env):
         for file in {name, *PARTS}:
-            shutil.copy(ROOT / "scripts" / file, self.path / "scripts")
+            path = ROOT / "scripts" / file
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(
+                path,
+                self.path / "scripts" / file,
+                **({"dirs_exist_ok": True} if path.is_dir() else {}),
+            )
         return subprocess.Popen(
             [*([sys.executable] if name in PYTHON else self.shell), f"scripts/{name}", *arguments],
             stdin=subprocess.DEVNULL,
@@ -429,10 +435,11 @@ def test_other_refs_only_read_the_cache(pushes):
 
 
 def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
-    release, test = pushes["refresh"].calls("buildx build")
+    release, test, deploy = pushes["refresh"].calls("buildx build")
     assert "--target release " in release and "--pull --no-cache-filter environment " in release
     assert "--target test " in test and "--pull" not in test and "--no-cache" not in test
-    assert "--cache-from" not in release + test
+    assert "--target deploy " in deploy and "--pull" not in deploy and "--no-cache" not in deploy
+    assert "--cache-from" not in release + test + deploy
 
 
 @pytest.mark.parametrize(
@@ -459,11 +466,22 @@ def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
     assert not any("--build-arg TZ " in build for build in builds)
 
 
-def test_build_hands_on_both_images_by_digest(pushes):
+def test_build_hands_on_its_images_by_digest(pushes):
     assert pushes["unprotected"].read("build.env") == (
         "DEPLOY_IMAGE=registry.test/app@sha256:aa\n"
         "BUILT_TEST_IMAGE=registry.test/app/test@sha256:bb\n"
+        "BUILT_DEPLOY_IMAGE=registry.test/app/deploy@sha256:cc\n"
     )
+
+
+@pytest.mark.parametrize(
+    "host, given", [("ssh://root@host", True), ("tcp://host:2376", False), ("", False)]
+)
+def test_the_image_deploy_gets_ssh_where_it_is_asked_for(copy, host, given):
+    copy = copy(docker=DOCKER)
+    assert copy.run("build", **REGISTRY, DEPLOY_HOST=host).returncode == 0
+    builds = copy.calls("buildx build")
+    assert all((" --build-arg DEPLOY_SSH " in build) == given for build in builds)
 
 
 def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(copy):
@@ -568,120 +586,13 @@ def test_a_cache_that_cannot_be_read_is_shown(copy, message):
     assert f"cache importer: registry.test/app:cache: {message}\n" in answer.stdout
 
 
-@pytest.mark.parametrize("name", ["build", "deploy"])
-def test_a_login_that_fails_names_server_and_user_only(copy, name):
+def test_a_login_that_fails_names_server_and_user_only(copy):
     login = {"login *": "cat > /dev/null; " + error("one line\ndenied: no")}
     copy = copy(docker=but(login), sleep={"*": ""})
-    answer = copy.run(name, **REGISTRY, DEPLOY_IMAGE=IMAGE)
-    assert reason(answer) == f"{name}: cannot log in to registry.test as robot: denied: no\n"
+    answer = copy.run("build", **REGISTRY)
+    assert reason(answer) == "build: cannot log in to registry.test as robot: denied: no\n"
     assert PASSWORD not in answer.stdout + "".join(copy.calls())
-    assert copy.calls("buildx build") + copy.calls("service") == []
-
-
-def test_deploy_logs_in_with_the_deploy_token_if_there_is_one(copy):
-    copy = copy(docker=but({"pull *": "exit 1"}), sleep={"*": ""})
-    token = {"CI_DEPLOY_USER": "lasting", "CI_DEPLOY_PASSWORD": "t0ken"}
-    copy.run("deploy", **REGISTRY, **token, DEPLOY_IMAGE=IMAGE)
-    assert copy.calls("login") == ["login --username lasting --password-stdin registry.test"]
-    assert copy.read("bin/docker.stdin") == "t0ken"
-
-
-NO_SWARM = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join"'
-WORKER = "This node is not a swarm manager. Worker nodes cannot be used to view cluster state"
-LOCKED = 'Swarm is encrypted and needs to be unlocked. Please use "docker swarm unlock"'
-SOCKET = (
-    "permission denied while trying to connect to the docker API at unix:///var/run/docker.sock"
-)
-
-
-@pytest.mark.parametrize(
-    "answers, words",
-    [
-        ({"node ls *": error("Cannot connect to the Docker daemon")}, "(scripts/register-runner"),
-        ({"node ls *": error(NO_SWARM)}, NO_SWARM),
-        ({"node ls *": error(WORKER)}, WORKER),
-        ({"node ls *": error(LOCKED)}, LOCKED),
-        ({"node ls *": error(SOCKET)}, SOCKET),
-        ({"node ls *": "echo Ready Drain"}, "no node of the swarm is ready"),
-        ({"pull *": error("manifest unknown")}, f"cannot pull {IMAGE}: manifest unknown"),
-        (
-            {"pull *": error("invalid reference") + "\necho\necho See docker pull --help >&2"},
-            f"cannot pull {IMAGE}: invalid reference",
-        ),
-    ],
-    ids="engine swarm worker locked socket drained pull hint".split(),
-)
-def test_deploy_ends_in_one_line_before_it_changes_a_service(copy, answers, words):
-    copy = copy(docker=but(answers), sleep={"*": ""}, timeout={"*": 'shift; "$@"'})
-    answer = reason(copy.run("deploy", DEPLOY_IMAGE=IMAGE))
-    assert words in answer
-    assert copy.calls("service") + copy.calls("stack") == []
-    assert copy.read("deploy.env") is None
-
-
-@pytest.mark.parametrize("kind", ["service", "config", "secret", "network"])
-def test_stop_takes_no_engine_that_fails_for_a_stack_that_is_gone(copy, kind):
-    answers = {
-        f"{kind} ls --quiet *": error("no leader"),
-        "stack ps *": error("nothing found in stack: app-c0ffee"),
-        "* ls *": "",
-    }
-    copy = copy(docker={"node ls *": "echo Ready Active", **answers}, sleep={"*": ""})
-    answer = copy.run("deploy", "--stop", DEPLOY_STRATEGY="beside", RELEASE="c0ffee")
-    assert reason(answer) == "deploy: cannot remove the stack app-c0ffee: no leader\n"
-
-
-def test_deploy_that_ends_early_leaves_no_file_with_a_secret(copy, tmp_path):
-    answers = {
-        "image inspect --format *": "echo c0ffee",
-        "image inspect *": "",
-        "service ls *": "echo app_server 1/1",
-        "service inspect *": "echo 'app_server|9|registry.test/app|20200 ||'",
-        "service ps --filter *": "echo app_server.1 Running",
-        "service ps *": "",
-        "config ls *": "",
-        "info *": "echo 127.0.0.1",
-        "stack config *": "echo services:",
-        "stack deploy *": "",
-        "run --rm *": error("no space left on device"),
-    }
-    copy = copy(docker=but(answers), sleep={"*": ""})
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    answer = copy.run("deploy", DEPLOY_IMAGE=IMAGE, TMPDIR=str(temporary))
-    assert answer.returncode == 1 and "no space left" in answer.stderr
-    assert answer.stderr.endswith("deploy: ended early (the stack app is left as it is)\n")
-    assert list(temporary.iterdir()) == []
-
-
-CLEAN_UP = """
-    die() { echo "$*" >&2; exit 1; }
-    in_time() { true; }
-    work=. engine=engine label=label of_stack=--filter=label image=registry.test/app@sha256:bb
-    DEPLOY_STRATEGY=replace DEPLOY_KEEP=3
-    . scripts/docker.sh
-    . scripts/swarm.sh
-    (clean_up) || true
-"""
-
-
-@pytest.mark.parametrize("kept, calls", [("exit 1", []), ("", ["image rm", "secret rm"])])
-def test_nothing_is_removed_while_the_records_cannot_be_read(copy, kept, calls):
-    answers = {
-        "config ls --quiet *": kept,
-        "config ls *": "",
-        "secret ls *": "echo app-KEY-1",
-        "image ls *": "echo registry.test/app@sha256:aa",
-        "ps *": "",
-        "* rm *": "",
-    }
-    copy = copy(docker=answers, sleep={"*": ""})
-    for part in ("docker.sh", "swarm.sh"):
-        shutil.copy(ROOT / "scripts" / part, copy.path / "scripts")
-    env = {"PATH": f"{copy.bin}:{copy.tools}"}
-    subprocess.run([*copy.shell, "-c", CLEAN_UP], cwd=copy.path, env=env, check=True)
-    removed = [" ".join(call.split()[:2]) for call in copy.calls() if " rm " in call]
-    assert sorted({*removed}) == calls
+    assert copy.calls("buildx build") == []
 
 
 @pytest.mark.parametrize(

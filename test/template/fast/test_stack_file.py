@@ -1,21 +1,18 @@
-"""scripts/stack.yml as docker reads it, and scripts/probe.py; neither needs an engine."""
+"""scripts/stack.yml as docker reads it, and scripts/parts/probe.py; neither needs an engine."""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from ruamel.yaml import YAML
 
+from parts import probe
 from support import ROOT, free_port
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import probe  # noqa: E402
 
 STACK = ROOT / "scripts/stack.yml"
 SETTINGS = {
@@ -47,8 +44,9 @@ def test_docker_reads_the_file_without_a_warning():
 
 def test_scripts_deploy_fills_in_every_variable_of_the_file():
     used = set(re.findall(r"\$\{(\w+)\}", STACK.read_text()))
-    exports = re.findall(r"^ +export (.*)$", (ROOT / "scripts/deploy").read_text(), re.MULTILINE)
-    assert used == set(SETTINGS) == set(re.findall(r"[A-Z_]{2,}(?==| |$)", " ".join(exports)))
+    render = (ROOT / "scripts/parts/plan.py").read_text().partition("fill_in = {")[2]
+    filled_in = re.findall(r'^        "([A-Z_]+)":', render.partition("\n    }")[0], re.MULTILINE)
+    assert used == set(SETTINGS) == set(filled_in)
 
 
 def test_a_port_that_somebody_listens_on_is_not_free():
@@ -56,7 +54,7 @@ def test_a_port_that_somebody_listens_on_is_not_free():
         with socket.create_server((address, 0), family=family) as server:
             port = server.getsockname()[1]
             reason = probe.port(f"{port}-{port}", "1", "", "")
-        assert reason.startswith(f"port {port} is used by a program or container on the host (")
+        assert reason == f"port {port} is used by a program or container on the host"
 
 
 def test_a_range_gives_a_release_the_same_port_again_and_skips_those_in_use():
@@ -68,8 +66,7 @@ def test_a_range_gives_a_release_the_same_port_again_and_skips_those_in_use():
     assert probe.port(span, "7", f"\n{ports['7']} the service x\n", "") != ports["7"]
     used = "".join(f"{first + number} the service x\n" for number in range(41))
     assert probe.port(span, "7", used, "").startswith(f"no port of {span} is free (")
-    assert "used by the service x (stop it, or set" in probe.port(f"{first}-{first}", "7", used, "")
-    assert "no port of 20319-20310 is free" in probe.port("20319-20310", "7", "", "")
+    assert probe.port(f"{first}-{first}", "7", used, "").endswith("is used by the service x")
 
 
 @pytest.mark.parametrize(

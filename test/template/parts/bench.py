@@ -170,21 +170,28 @@ def deployment(pipeline):
     """Compare scripts/deploy with `docker stack deploy --detach=false` alone, of the same stack."""
     images = pipeline.make_releases()
     pipeline.put_source("/tmp/bench")
-    env = "DEPLOY_STACK=bench DEPLOY_PORT=20300 DEPLOY_ADDRESS=127.0.0.1 DEPLOY_PUBLISH_MODE=host"
+    env = {
+        "DEPLOY_STACK": "bench",
+        "DEPLOY_PORT": "20300",
+        "DEPLOY_ADDRESS": "127.0.0.1",
+        "DEPLOY_PUBLISH_MODE": "host",
+    }
 
     def deploy(release):
-        command = f"cd /tmp/bench && {env} DEPLOY_IMAGE={images[release]} scripts/deploy"
-        return seconds(lambda: pipeline.host("sh", "-c", command))
+        own = {**env, "DEPLOY_IMAGE": images[release]}
+        command = pipeline.deployer("/tmp/bench", "python3", "scripts/deploy", env=own)
+        return seconds(lambda: subprocess.run(command, check=True))
 
     def update(release):
         command = "docker stack deploy --detach=false --resolve-image=never -c - bench"
-        text = stack.replace(images["1"], images[release])
+        text = json.dumps(stack).replace(images["1"], images[release]).replace("$", "$$")
         return seconds(lambda: pipeline.host("sh", "-c", command, input=text))
 
     deploy("1")
     of_bench = "--filter=label=com.docker.stack.namespace=bench"
     [record] = pipeline.docker("config", "ls", "--quiet", of_bench).split()
-    stack = pipeline.docker("config", "inspect", '--format={{printf "%s" .Spec.Data}}', record)
+    record = pipeline.docker("config", "inspect", '--format={{printf "%s" .Spec.Data}}', record)
+    stack = json.loads(record)["plan"]
     pairs = [(deploy("2"), update("3")), (deploy("4"), update("5"))]
     pipeline.docker("stack", "rm", "bench")
     ours, bare = (statistics.mean(column) for column in zip(*pairs, strict=True))

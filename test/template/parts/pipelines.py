@@ -88,14 +88,14 @@ class Pipeline(Checkout):
         super().__init__(path)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/test"
-        self.broken_push = None
+        self.broken_push = self.deploy_image = None
 
     def push(self, **env):
         """Run the commit that is checked out; return the finished process."""
         run = self.run("scripts/pipeline", f"--port={self.port}", check=False, **env)
-        images = run.stdout + "DEPLOY_IMAGE=none BUILT_TEST_IMAGE=none"
-        self.image = re.search(r"DEPLOY_IMAGE=(\S+)", images)[1]
-        self.test_image = re.search(r"BUILT_TEST_IMAGE=(\S+)", images)[1]
+        said = dict(re.findall(r"\b((?:BUILT_)?[A-Z]+_IMAGE)=(\S+@sha256:\w+)", run.stdout))
+        self.image, self.test_image = said.get("DEPLOY_IMAGE"), said.get("BUILT_TEST_IMAGE")
+        self.deploy_image = said.get("BUILT_DEPLOY_IMAGE", self.deploy_image)
         return run
 
     def push_what_does_not_start(self):
@@ -131,6 +131,21 @@ class Pipeline(Checkout):
     def docker(self, *arguments, **options):
         """Run the docker client against the engine of the pipeline's host."""
         return self.host("docker", *arguments, **options)
+
+    def deployer(self, directory, *command, env):
+        """Return a command that runs another where deploy jobs run: in the image for them.
+
+        The container stays, since to start one for each deployment would take a second. It has the
+        host's /tmp.
+        """
+        names = [part for name in env for part in ("--env", name)]
+        inner = ["docker", "exec", f"--workdir={directory}", *names, "deployer", *command]
+        if not self.docker("ps", "--quiet", "--filter=name=^deployer$"):
+            run = ("run", "--detach", "--name=deployer", "--restart=always", "--network=host")
+            volumes = ("--volume=/var/run/docker.sock:/var/run/docker.sock", "--volume=/tmp:/tmp")
+            self.docker(*run, *volumes, self.deploy_image, "sleep", "infinity")
+        values = [f"--env={name}={value}" for name, value in env.items()]
+        return ["docker", "exec", *values, self.container(), *inner]
 
     def manifest(self, image):
         """Return what the registry answers when it may answer with any kind of manifest."""

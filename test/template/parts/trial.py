@@ -1,7 +1,6 @@
-"""scripts/deploy in the pipeline's host, for a stack of its own, and what it leaves there."""
+"""scripts/deploy beside the pipeline's host, for a stack of its own, and what it leaves there."""
 
 import json
-import re
 import subprocess
 
 from pipelines import REGISTRY, Deployment
@@ -29,9 +28,9 @@ class Trial:
         pipeline.put_source("/tmp/trial")
 
     def command(self, *arguments, **env):
-        settings = [f"--env={name}={value}" for name, value in {**self.env, **env}.items()]
-        container = ["docker", "exec", "--workdir=/tmp/trial", *settings, self.pipeline.container()]
-        return [*container, "scripts/deploy", *arguments]
+        code = 'echo $$ > pid; exec python3 scripts/deploy "$@"'
+        command = ("sh", "-c", code, "sh", *arguments)
+        return self.pipeline.deployer("/tmp/trial", *command, env={**self.env, **env})
 
     def deploy(self, release, **env):
         """Deploy a release by its name, or an image."""
@@ -39,10 +38,15 @@ class Trial:
 
     def start(self, release, **env):
         """Start a deployment; return the process."""
-        command = self.command(DEPLOY_IMAGE=self.releases[release], **env)
+        command = self.command(DEPLOY_IMAGE=self.releases.get(release, release), **env)
         return subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+
+    def kill(self, signal="KILL"):
+        """Send a signal to the deployment that runs."""
+        code = f'kill -{signal} "$(cat /tmp/trial/pid)"'
+        self.pipeline.docker("exec", "deployer", "sh", "-c", code)
 
     def run(self, *arguments, **env):
         return Deployment(self.command(*arguments, **env), timeout=200)
@@ -59,7 +63,7 @@ class Trial:
     def spec(self):
         """Return what Swarm has of the service, but for the name of the deployment."""
         spec = json.loads(self.inspect())
-        del spec["Labels"]["deployment"]
+        del spec["Labels"]["deployment"], spec["Labels"]["deploy_image"]
         return spec
 
     def tasks(self):
@@ -71,12 +75,17 @@ class Trial:
 
     def records(self):
         """Return the releases that were verified, the oldest first."""
+        return [it["release"] for it in self.read_records()]
+
+    def newest(self):
+        return self.read_records()[-1]
+
+    def read_records(self):
         names = self.pipeline.docker("config", "ls", "--format={{.Name}}").split()
         names = [name for name in names if name.startswith("trial")]
         names.sort(key=lambda name: int(name.rpartition(".")[2]))
         show = ("config", "inspect", '--format={{printf "%s" .Spec.Data}}')
-        texts = [self.pipeline.docker(*show, name) for name in names]
-        return [re.search("^# release (.*)$", text, re.MULTILINE)[1] for text in texts]
+        return [json.loads(self.pipeline.docker(*show, name)) for name in names]
 
     def secrets(self):
         return self.pipeline.docker("secret", "ls", "--format={{.Name}}").split()
@@ -104,6 +113,10 @@ class Trial:
                     self.pipeline.docker(kind, "rm", name)
 
         def gone():
-            return not self.pipeline.docker("ps", "--quiet", "--filter=name=trial")
+            names = self.pipeline.docker("network", "ls", "--format={{.Name}}").split()
+            names = [name for name in names if name.startswith("trial")]
+            for name in names:
+                self.pipeline.docker("network", "rm", name, check=False)
+            return not names and not self.pipeline.docker("ps", "--quiet", "--filter=name=trial")
 
         await_true(gone, seconds=30)

@@ -41,7 +41,7 @@ def port(span, release, used, networks):
             return port
     if first != last:
         return f"no port of {span} is free (set DEPLOY_PORTS, or stop an old release)"
-    return f"port {first} is used by {names[str(first)]} (stop it, or set DEPLOY_PORT)"
+    return f"port {first} is used by {names[str(first)]}"
 
 
 def listening():

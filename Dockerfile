@@ -1,49 +1,73 @@
-# source                     what the others take from the checkout
-# environment ── test        the job `test` runs in it
-#            ├── deploy      the job `deploy` runs in it; it also goes back, on the host
-#            └── release     what is deployed; the default
-#                  └── debug with tools to look around; built by hand
+# requirements, scripts, source   what the others take from the checkout
+# environment           Python and what the service needs
+# ├── release           what is deployed; the default
+# │   └── debug         with tools to look around; built by hand
+# ├── test              the job `test` runs in it; what the tests need comes from test-packages
+# └── deploy            the job `deploy` runs in it; it also goes back, on the host
 
 # A registry mirror or GitLab's dependency proxy, with the slash at its end.
 ARG IMAGE_PREFIX=
 
 # Modes given here keep the cache independent of the checkout's umask, and the source unwritable.
-FROM scratch AS source
+# The code has a stage of its own, or else each change of it would leave a note in the test image,
+# which is the cache as well.
+FROM scratch AS requirements
 
 COPY --chmod=644 requirements.txt /
 COPY --chmod=644 test/requirements.txt /test/
-COPY --chmod=644 *.py /app/
-# A directory needs a line of its own, and 755: COPY --chmod=755 package /app/package/
-COPY --chmod=644 scripts/parts/requirements.txt scripts/parts/*.py /scripts/parts/
+COPY --chmod=644 scripts/parts/requirements.txt /scripts/parts/
+
+
+FROM scratch AS scripts
+
+COPY --chmod=644 scripts/parts/*.py /scripts/parts/
 COPY --chmod=755 scripts/deploy /scripts/
 
 
-FROM ${IMAGE_PREFIX}python:3.14-slim AS environment
+FROM scratch AS source
+
+COPY --chmod=644 *.py /app/
+# A directory needs a line of its own, and 755: COPY --chmod=755 package /app/package/
+
+
+FROM ${IMAGE_PREFIX}python:3.14-slim AS base
+
+
+FROM base AS environment
 
 ARG TZ=Asia/Shanghai
 ENV TZ=$TZ
 WORKDIR /app
+RUN test -f "/usr/share/zoneinfo/$TZ" || { echo "there is no time zone '$TZ' (see TZ)"; exit 1; }
 
 # The package index comes as a secret, since it may hold a password: no trace stays in the image.
 # The service cannot write bytecode, so pip compiles the packages here, and importing them compiles
 # what they use of the standard library.
-COPY --from=source requirements.txt /app/
+COPY --from=requirements requirements.txt /app/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    set -e; \
-    test -f "/usr/share/zoneinfo/$TZ" || { echo "there is no time zone '$TZ' (see TZ)"; exit 1; }; \
-    export PYTHONDONTWRITEBYTECODE=1; \
-    pip install --no-cache-dir --root-user-action=ignore -r requirements.txt; \
-    unset PYTHONDONTWRITEBYTECODE; \
+    PYTHONDONTWRITEBYTECODE=1 \
+        pip install --no-cache-dir --root-user-action=ignore -r requirements.txt && \
     python -c 'import http.client, tornado.httpserver, tornado.options, tornado.web'
+
+
+# A stage of its own: a package added for the service installs none of these again.
+FROM base AS test-packages
+
+COPY --from=requirements test/requirements.txt /test/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip install --no-cache-dir --root-user-action=ignore \
+        --target=/test/packages -r /test/requirements.txt
 
 
 FROM environment AS test
 
-COPY --from=source test/requirements.txt /app/test/
-RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --no-cache-dir --root-user-action=ignore -r test/requirements.txt
+# Python looks there last: where both need a package, the tests see the service's version of it. As
+# a directory of packages, not a mere path, it may hold .pth files, and coverage's is needed.
+RUN packages=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+    echo 'import site; site.addsitedir("/test/packages")' > "$packages/test.pth"
+COPY --link --from=test-packages /test/packages /test/packages/
 # scripts/test takes this Python and makes no virtual environment.
-ENV TEST_PYTHON=python
+ENV TEST_PYTHON=python PATH=$PATH:/test/packages/bin
 
 
 FROM ${IMAGE_PREFIX}docker:29.7.2-cli AS docker
@@ -54,7 +78,7 @@ FROM environment AS deploy
 # scripts/build gives a value if DEPLOY_HOST begins with ssh://.
 ARG DEPLOY_SSH=
 ARG DEBIAN_MIRROR=http://deb.debian.org/debian
-COPY --from=source scripts/parts/requirements.txt /app/scripts/parts/
+COPY --from=requirements scripts/parts/requirements.txt /app/scripts/parts/
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \
     pip install --no-cache-dir --root-user-action=ignore -r scripts/parts/requirements.txt; \
@@ -66,7 +90,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     rm -rf /var/lib/apt/lists/*
 # The client is one file, in one of these places. A pattern may match nothing.
 COPY --link --from=docker /usr/local/bin/docke[r] /usr/bin/docke[r] /usr/local/bin/
-COPY --link --from=source scripts /app/scripts/
+COPY --link --from=scripts scripts /app/scripts/
 
 
 FROM environment AS release

@@ -435,11 +435,11 @@ def test_other_refs_only_read_the_cache(pushes):
 
 
 def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
-    release, test, deploy = pushes["refresh"].calls("buildx build")
-    assert "--target release " in release and "--pull --no-cache-filter environment " in release
-    assert "--target test " in test and "--pull" not in test and "--no-cache" not in test
-    assert "--target deploy " in deploy and "--pull" not in deploy and "--no-cache" not in deploy
-    assert "--cache-from" not in release + test + deploy
+    test, deploy, release = pushes["refresh"].calls("buildx build")
+    assert "--target test " in test and " --pull --no-cache " in test
+    for name, build in (("deploy", deploy), ("release", release)):
+        assert f"--target {name} " in build and "--pull" not in build and "--no-cache" not in build
+    assert "--cache-from" not in test + deploy + release
 
 
 @pytest.mark.parametrize(
@@ -468,9 +468,9 @@ def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
 
 def test_build_hands_on_its_images_by_digest(pushes):
     assert pushes["unprotected"].read("build.env") == (
-        "DEPLOY_IMAGE=registry.test/app@sha256:aa\n"
         "BUILT_TEST_IMAGE=registry.test/app/test@sha256:bb\n"
         "BUILT_DEPLOY_IMAGE=registry.test/app/deploy@sha256:cc\n"
+        "DEPLOY_IMAGE=registry.test/app@sha256:aa\n"
     )
 
 
@@ -485,14 +485,14 @@ def test_the_image_deploy_gets_ssh_where_it_is_asked_for(copy, host, given):
 
 
 def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(copy):
-    copy = copy(docker=but({"buildx build --target test *": "exit 3"}))
+    copy = copy(docker=but({"buildx build --target release *": "exit 3"}))
     (copy.path / "build.env").write_text("DEPLOY_IMAGE=earlier\n")
     assert copy.run("build", **REGISTRY).returncode == 1
-    assert len(copy.calls("buildx build")) == 2 and not copy.read("build.env")
+    assert len(copy.calls("buildx build")) == 3 and not copy.read("build.env")
 
 
-def progress(text, then=""):
-    """Return what docker answers when a build prints this, as BuildKit does, and then something."""
+def progress(text, then=BUILD):
+    """Return what docker answers when a build prints this, as BuildKit does, and then does that."""
     return but({"buildx build *": f"cat >&2 <<'TEXT'\n{text}\nTEXT\n{then}"})
 
 
@@ -538,11 +538,11 @@ FAILURE = """\
 #6 ERROR: process "/bin/sh -c pip install" did not complete successfully: exit code: 1
 ------
  > [base 3/3] RUN pip install -r requirements.txt:
-1.024 Installing tornado
+1.024 ERROR: No matching distribution found for tornado
 ------
 Dockerfile:17
 --------------------
-  17 | >>> RUN pip install -r requirements.txt
+  17 | >>> RUN pip install -r requirements.txt || echo "there is no package index"
 --------------------
 ERROR: failed to build: failed to solve: exit code: 1"""
 
@@ -560,7 +560,7 @@ def test_a_build_prints_the_steps_that_are_not_cached(copy):
 
 def test_a_step_of_a_build_is_shown_while_it_runs(copy):
     until_seen = "n=100; until [ -e seen ]; do n=$((n - 1)); [ $n != 0 ] || exit 1; sleep 0.1; done"
-    copy = copy(docker=progress(START, until_seen))
+    copy = copy(docker=progress(START, until_seen + BUILD))
     if "mawk" in os.path.realpath(copy.tools / "awk"):
         return  # it holds lines back; the job images have busybox's
     with copy.start("build") as process:
@@ -569,13 +569,23 @@ def test_a_step_of_a_build_is_shown_while_it_runs(copy):
         assert process.wait() == 0
 
 
-def test_a_build_that_fails_shows_all_that_buildkit_has_printed(copy):
+def test_a_build_that_fails_shows_all_that_buildkit_has_printed_and_ends_with_the_cause(copy):
     output = "\n".join(f"#6 2.{number} line {number}" for number in range(100, 200))
     log = f"{START}\n{output}\n{FAILURE}\n"
     answer = copy(docker=progress(log, "exit 3")).run("build")
     assert answer.returncode == 1
-    assert answer.stderr == "build: cannot build release (the log above says why)\n"
-    assert answer.stdout.endswith(log + "\n")
+    assert answer.stderr == "build: cannot build release (the lines above say why)\n"
+    assert log in answer.stdout
+    assert answer.stdout.splitlines()[-2:] == [
+        " > [base 3/3] RUN pip install -r requirements.txt:",
+        "1.024 ERROR: No matching distribution found for tornado",
+    ]
+
+
+def test_a_build_that_fails_before_its_first_step_ends_with_what_buildkit_says(copy):
+    log = f"{START}\nERROR: failed to build: failed to solve: python:3.14-slim: not found"
+    answer = copy(docker=progress(log, "exit 3")).run("build")
+    assert answer.returncode == 1 and answer.stdout.endswith(log + "\n")
 
 
 @pytest.mark.parametrize("message", ["401 Unauthorized", "tls: x509: unknown authority"])

@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 
 CONFIG = "/etc/gitlab-runner/config.toml"
+GLOBAL = {"concurrent": 1, "check_interval": 0}  # with their defaults
 RESERVED = (
     "tag-list",
     "access-level",
@@ -36,7 +37,7 @@ def toml(value):
 
 def dump(config):
     """Return the text of a configuration, as the real one writes it: without comments."""
-    lines = [f"concurrent = {config.get('concurrent', 1)}"]
+    lines = [f"{name} = {config.get(name, value)}" for name, value in GLOBAL.items()]
     for entry in config["runners"]:
         plain = {key: value for key, value in entry.items() if not isinstance(value, dict)}
         lines += ["", "[[runners]]"]

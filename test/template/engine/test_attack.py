@@ -11,8 +11,6 @@ import pytest
 from attack import ATTACKS
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.xdist_group("attack")
-
 STACK = (ROOT / "scripts/stack.yml").read_text()
 MEMORY = re.search(r"memory: (\w+)", STACK)[1]
 FILES = re.search(r"nofile: (\d+)", STACK)[1]

@@ -12,8 +12,6 @@ import pytest
 from support import await_true
 from trial import PORT, REPOSITORY, STACK, Trial
 
-pytestmark = pytest.mark.xdist_group("deploy")
-
 # Values that a script may take apart or a template language expand.
 VALUES = {
     "APP_TWO_LINES": "first: 1\npassword: old",

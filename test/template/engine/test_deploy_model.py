@@ -13,15 +13,12 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from pipelines import REGISTRY, Deployment
 from support import ROOT, await_true
-
-pytestmark = pytest.mark.xdist_group("model")
 
 SEED = int(os.environ.get("TEST_SEED", "1"))
 SEQUENCES = 1

@@ -13,7 +13,7 @@ import pytest
 from pipelines import Deployment
 from support import ROOT, await_true, connect, free_port
 
-pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("ssh")]
+pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,6 @@ from pipelines import REGISTRY, Pipeline
 from support import await_true
 from trial import Trial
 
-pytestmark = pytest.mark.xdist_group("fork")
-
 HANDLER = """
 class DatabaseHandler(Handler):
     async def get(self):

@@ -11,8 +11,6 @@ import pytest
 
 from support import ROOT, await_true
 
-pytestmark = pytest.mark.xdist_group("image")
-
 # As scripts/deploy runs it.
 LOCKED = ("--read-only", "--cap-drop=ALL")
 

@@ -13,8 +13,6 @@ from gitlab_ci import JOBS
 from pipelines import REGISTRY
 from support import await_true
 
-pytestmark = pytest.mark.xdist_group("jobs")
-
 PROJECT = "/builds/group/project"
 HOST_NAME = "runner-phi34wrr3-project-42-concurrent-0"
 MESSAGE = "Change the service\n\nAPP_X=1 is what production has.\nAPP_SECRET_X=1\n'quoted' $HOME\n"

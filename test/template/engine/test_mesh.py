@@ -19,7 +19,7 @@ import pytest
 from pipelines import Deployment, DindHost, LabHost
 from support import ROOT, await_true
 
-pytestmark = [pytest.mark.mesh, pytest.mark.xdist_group("mesh")]
+pytestmark = pytest.mark.mesh
 
 PAUSE = "0.2"  # seconds between the requests of each of four clients
 
@@ -122,7 +122,11 @@ def swarm(tmp_path_factory, kind, releases, registry):
     """A host that is a swarm, and nothing runs on it."""
     host = kind()
     try:
-        host.docker("swarm", "init", "--advertise-addr", host.address)
+        init = ("swarm", "init", "--advertise-addr", host.address)
+        state = ("info", "--format={{.Swarm.LocalNodeState}}")
+        # Docker waits 20 s for it, which is little on a slow host.
+        host.docker(*init, check=False)
+        await_true(lambda: host.docker(*state).stdout == "active\n", seconds=120)
         yield Mesh(host, tmp_path_factory.mktemp("mesh"), releases, registry)
     finally:
         host.end()

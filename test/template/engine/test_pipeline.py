@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from support import await_true
-
-pytestmark = pytest.mark.xdist_group("pipeline")
+from pipelines import blocks
+from support import ROOT, await_true
 
 SETTINGS = {
     "APP_CONTROL": "a\x7fb\tc\x01",
@@ -41,9 +40,9 @@ SECRETS = {
 
 
 def environment_is_cached(log):
-    """True when every build took the environment from the cache, False when one made it."""
+    """True when the builds took all packages from the cache, False when one installed some."""
     assert "==> Building release\n" in log and "==> Building test\n" in log, log
-    return not re.search(r"\[environment \d/\d\] RUN ", log)  # cached steps are not shown
+    return not re.search(r"\[\S+ \d/\d\] RUN ", log)  # cached steps are not shown
 
 
 def result(log, job):
@@ -103,7 +102,10 @@ def test_results_and_coverage_are_where_the_end_of_the_log_says(pipeline):
         and 'skipped="0"' in junit
         and "test_get_and_post_answer_the_text" in junit
     )
-    assert 'branch-rate="' in (pipeline.path / path).with_name("coverage.xml").read_text()
+    coverage = (pipeline.path / path).with_name("coverage.xml").read_text()
+    assert 'branch-rate="' in coverage
+    # That of the service, too, which runs as a child of the tests.
+    assert float(re.search(r'line-rate="(.*?)"', coverage)[1]) > 0.9
 
 
 def test_the_log_holds_no_warning_about_passwords(pipeline):
@@ -127,6 +129,9 @@ def test_a_code_only_push_installs_nothing_and_pulls_no_layer(pipeline):
     assert not re.search("^template ", run.stdout, re.MULTILINE)
     assert environment_is_cached(run.stdout)
     assert sent < 1_000_000 and fetched < 10_000_000
+    # Nor does the next push pull the test image: it is the same one, and the deployment leaves it.
+    assert pipeline.test_image == pipeline.first_test_image
+    pipeline.docker("image", "inspect", pipeline.test_image)
     assert answering(pipeline) == commit
 
 
@@ -250,6 +255,33 @@ def test_after_a_release_that_does_not_start_the_old_one_answers(pipeline):
     assert answering(pipeline) == before
 
 
+def shape(line):
+    """Return a line of output without what differs from run to run."""
+    line = re.sub(r"^deploy +> ", "", line)
+    for pattern, name in (
+        (r"127\.0\.0\.1:\d+", "ADDRESS"),
+        (r"\b([0-9a-f]{40}\b|[0-9a-f]+\.\.\.)", "COMMIT"),
+        (r"app_server\.\d: (Failed|Complete) .* ago:", "TASK"),
+        (r"[\d.]+ s( |$)", "TIME "),
+        (r"^deploy: .* \(", "deploy: REASON ("),
+    ):
+        line = re.sub(pattern, name, line)
+    return " ".join(line.split())
+
+
+def test_what_a_push_prints_is_what_is_shown(pipeline):
+    shown_blocks = blocks((ROOT / "README.md").read_text())
+    for shown, run in (
+        ("job ", pipeline.first),
+        ("==> Deploying", pipeline.push_what_does_not_start()),
+    ):
+        [text] = [text for _, text in shown_blocks if text.startswith(shown)]
+        printed = [shape(line) for line in run.stdout.splitlines()]
+        assert [line for line in map(shape, text.splitlines()) if line not in printed] == [], (
+            run.stdout
+        )
+
+
 def test_ctrl_c_leaves_nothing_of_the_job_that_ran(pipeline):
     def objects():
         lists = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
@@ -260,7 +292,7 @@ def test_ctrl_c_leaves_nothing_of_the_job_that_ran(pipeline):
     command = ["scripts/pipeline", f"--port={pipeline.port}"]
     options = {"cwd": pipeline.path, "start_new_session": True}
     with subprocess.Popen(command, **streams, **options) as process:
-        assert next(line for line in process.stdout if "==> Building release" in line)
+        assert next(line for line in process.stdout if "==> Building test" in line)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         output = process.stdout.read()
     assert process.returncode == 130

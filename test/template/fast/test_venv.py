@@ -12,7 +12,6 @@ from support import ROOT
 
 PYTHON = os.path.realpath(sys.executable)
 NEWER = f"python3.{sys.version_info.minor}"
-pytestmark = pytest.mark.xdist_group("venv")  # one real .venv
 OLD = '#!/bin/sh\n[ "$*" != --version ] || exec echo Python 3.10.13\nexit 1\n'
 OTHER_PYTHON = {"PYTHONHOME": "/nowhere", "PYTHONPATH": "/nowhere", "PIP_PYTHON": "/nowhere"}
 # What people set for installations of their own. Each would put the package elsewhere, or end pip.

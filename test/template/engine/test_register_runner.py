@@ -493,7 +493,8 @@ def test_unregister_says_what_to_delete_where_gitlab_is_out_of_reach(deploying):
         run = deploying.run("--unregister")
     finally:
         deploying.sh("docker start gitlab")
-        await_true(lambda: deploying.gitlab() is not None, seconds=30)
+        state = f"curl -s {URL}/state"
+        await_true(lambda: "runners" in deploying.sh(state, check=False), seconds=30)
     assert run.returncode == 0 and " deploy' in Settings > CI/CD" in run.stdout, run.stdout
     assert deploying.left() == BARE
 

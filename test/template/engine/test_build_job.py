@@ -52,7 +52,7 @@ def build(pipeline):
     pipeline.clean_build_job()
 
 
-def test_a_code_only_build_uploads_less_than_150_kb_and_pulls_no_layer(pipeline, build):
+def test_a_code_only_build_uploads_less_than_100_kb_and_pulls_no_layer(pipeline, build):
     pipeline.append("server.py", "# changed\n")
     pipeline.commit("Change the code")
     before = pipeline.traffic()
@@ -60,8 +60,8 @@ def test_a_code_only_build_uploads_less_than_150_kb_and_pulls_no_layer(pipeline,
     after = pipeline.traffic()
     pushed, sent, fetched = (now - then for now, then in zip(after, before, strict=True))
     assert "status 0" in output, output
-    assert pushed < 150_000
-    assert sent + fetched < 150_000  # manifests and configurations; a layer has megabytes
+    assert pushed < 100_000
+    assert sent + fetched < 100_000  # manifests and configurations; a layer has megabytes
 
 
 def test_an_unprotected_branch_reads_the_cache_and_leaves_it_alone(pipeline, build):

@@ -36,7 +36,7 @@ SCRIPT_FILES = [file for file in (ROOT / "scripts").iterdir() if file.is_file()]
 RENOVATE = json.loads((ROOT / ".renovaterc.json").read_text())
 FILES = ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt"]
 FILES += ["LICENSE", "test/", "test/template/", *(f"scripts/{name}" for name in SCRIPTS)]
-FILES += ["scripts/stack.yml", "scripts/docker.sh", "scripts/parts/"]
+FILES += ["scripts/stack.yml", "scripts/parts/"]
 
 
 @pytest.mark.parametrize("name", FILES)

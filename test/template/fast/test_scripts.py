@@ -21,7 +21,7 @@ TOOLS = (
     "awk basename cat chmod cksum cmp cp cut date dirname env expr grep head id ls mkdir mktemp mv "
     "printenv rm sed sha256sum sleep sort tail tee timeout touch tr uname uniq wc xargs"
 ).split()
-LAPTOP = ["build", "docker.sh", "serve", "test", "venv"]  # those that people run on a Mac, too
+LAPTOP = ["build", "serve", "test", "venv"]  # those that people run on a Mac, too
 COMMAND = r"(?:^|[|;&({!]|\b(?:do|else|env|exec|if|then|until|while)\b) *"
 # What only GNU's tools know, or understand so, each with an example.
 GNU = {
@@ -40,7 +40,6 @@ GNU = {
     r"(\w+\d+sum|seq|timeout)\b": "echo | sha256sum",
 }
 PYTHON = ["deploy", "pipeline"]  # the others are sh
-PARTS = ["docker.sh", "parts"]  # of scripts/build and deploy
 PIPELINE_NEEDS = ["docker", "git", "bash", "rsync", "npm"]
 PASSWORD = "pa55%40word"
 
@@ -53,6 +52,13 @@ METADATA = """{
   "containerimage.digest": "sha256:DIGEST",
   "image.name": "registry.test/app"
 }"""
+FOUND = """
+    while [ $# -gt 0 ]; do
+        [ "$1" != --metadata-file ] || echo '{"digest": {
+            "sha256": "dd"
+        }}' > "$2"
+        shift
+    done"""
 BUILD = f"""
     printf '%s' "${{PIP_CONF-}}" > "$0.pip.conf"
     printenv > "$0.env"
@@ -70,6 +76,7 @@ DOCKER = {
     "buildx version": "",
     "version": "",
     "login --username *": 'cat >> "$0.stdin"',
+    "buildx build --output type=cacheonly *": "echo not found >&2; exit 1",
     "buildx build *": BUILD,
 }
 REGISTRY = {
@@ -117,20 +124,15 @@ class Copy:
         (path / "scripts").mkdir()
         (path / "test").mkdir()
         modules = [file.name for file in ROOT.glob("*.py")]
-        for name in (*modules, "requirements.txt", "test/requirements.txt"):
+        for name in (*modules, "Dockerfile", "requirements.txt", "test/requirements.txt"):
             shutil.copy(ROOT / name, path / name)
         for name, answers in commands.items():
             stand_in(self.bin / name, answers)
 
     def start(self, name, *arguments, stdout=subprocess.PIPE, **env):
-        for file in {name, *PARTS}:
-            path = ROOT / "scripts" / file
-            copy = shutil.copytree if path.is_dir() else shutil.copy
-            copy(
-                path,
-                self.path / "scripts" / file,
-                **({"dirs_exist_ok": True} if path.is_dir() else {}),
-            )
+        for file in {name, "deploy"}:
+            shutil.copy(ROOT / "scripts" / file, self.path / "scripts" / file)
+        shutil.copytree(ROOT / "scripts/parts", self.path / "scripts/parts", dirs_exist_ok=True)
         return subprocess.Popen(
             [*([sys.executable] if name in PYTHON else self.shell), f"scripts/{name}", *arguments],
             stdin=subprocess.DEVNULL,
@@ -281,7 +283,7 @@ def test_help_and_misuse(copy, name):
 def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
     copy = copy(**commands)
     assert words in reason(copy.run("build", **env))
-    assert copy.calls("buildx build") == []
+    assert copy.calls("buildx build --target") == []
 
 
 @pytest.mark.parametrize("name", [None, "DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_CERT_PATH"])
@@ -300,7 +302,7 @@ def test_build_says_what_to_do_when_no_engine_answers_the_job(copy, name):
     answer = reason(copy.run("build", **REGISTRY, **file))
     assert answer.startswith("build: no Docker engine answers at ")
     assert answer.endswith(f": dial tcp: connection refused ({hint})\n")
-    assert copy.calls("buildx build") == []
+    assert copy.calls("buildx build --target") == []
 
 
 def test_build_says_that_it_cannot_write_what_it_hands_on_before_it_builds(copy):
@@ -308,7 +310,7 @@ def test_build_says_that_it_cannot_write_what_it_hands_on_before_it_builds(copy)
     (copy.path / "build.env").mkdir()
     answer = reason(copy.run("build", **REGISTRY))
     assert "build.env" in answer and "directory" in answer
-    assert copy.calls("buildx build") == []
+    assert copy.calls("buildx build --target") == []
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -330,7 +332,7 @@ def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
     status, _, message = built(GIT_TEST_ASSUME_DIFFERENT_OWNER="1")
     assert status == 1 and message.count("\n") == 1
     assert message.startswith("build: cannot tell the commit: fatal: detected dubious ownership")
-    assert len(copy.calls("buildx build")) == 2
+    assert len(copy.calls("buildx build --target")) == 2
 
 
 @pytest.mark.parametrize(
@@ -349,7 +351,7 @@ def test_build_takes_the_release_from_git_or_ends_with_gits_reason(copy):
 def test_build_names_a_proxy_and_leaves_its_value_to_the_environment(copy, name, value, given):
     copy = copy(docker=DOCKER)
     answer = copy.run("build", **{name: value})
-    [build] = copy.calls("buildx build")
+    [build] = copy.calls("buildx build --target")
     assert re.findall(r" --build-arg (\w+_PROXY)\b", build, re.IGNORECASE) == [name] * given
     assert f"{name}={value}\n" in copy.read("bin/docker.env")
     assert PASSWORD not in build + answer.stdout + answer.stderr
@@ -373,7 +375,7 @@ def test_credential_helpers_that_the_job_lacks_do_not_stop_its_login(copy):
 def test_build_by_hand_loads_the_target_and_hands_nothing_on(copy):
     copy = copy(docker=DOCKER)
     assert copy.run("build", "debug").returncode == 0
-    [build] = copy.calls("buildx build")
+    [build] = copy.calls("buildx build --target")
     assert "--target debug " in build and " --load --tag app:debug " in build
     assert copy.calls("login") == [] and copy.read("build.env") is None
 
@@ -382,7 +384,7 @@ def test_build_gives_the_index_to_buildx_as_a_secret_only(copy):
     copy, url = copy(docker=DOCKER), f"https://reader:{PASSWORD}@index.test/simple"
     answer = copy.run("build", PIP_INDEX_URL=url)
     assert copy.read("bin/docker.pip.conf") == f"[global]\nindex-url = {url}"
-    assert " --secret id=pip.conf,env=PIP_CONF " in copy.calls("buildx build")[0]
+    assert " --secret id=pip.conf,env=PIP_CONF " in copy.calls("buildx build --target")[0]
     assert PASSWORD not in copy.read("bin/docker.log") + answer.stdout + answer.stderr
 
 
@@ -418,24 +420,24 @@ def test_an_index_without_tls_is_trusted_by_build_and_venv(copy, url):
 def test_build_explains_why_it_cannot_log_in(copy, message, words):
     copy = copy(docker=but({"login *": error(message)}))
     assert words in reason(copy.run("build", **REGISTRY))
-    assert copy.calls("buildx build") == []
+    assert copy.calls("buildx build --target") == []
 
 
 def test_a_protected_ref_writes_the_cache(pushes):
-    for build in pushes["protected"].calls("buildx build"):
+    for build in pushes["protected"].calls("buildx build --target"):
         assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
         assert "--cache-to type=inline " in build
-        assert re.search(r'"name=\S+:c0ffee-42,\S+:cache"', build)
+        assert re.search(r'"name=\S+:c0ffee-42,\S+:cache[",]', build)
 
 
 def test_other_refs_only_read_the_cache(pushes):
-    for build in pushes["unprotected"].calls("buildx build"):
+    for build in pushes["unprotected"].calls("buildx build --target"):
         assert re.search(r"--cache-from type=registry,ref=registry.test/app\S*:cache ", build)
         assert "--cache-to" not in build and re.search(r'"name=[^,]+:c0ffee-42"', build)
 
 
 def test_refresh_builds_the_environment_once_and_without_the_cache(pushes):
-    test, deploy, release = pushes["refresh"].calls("buildx build")
+    test, deploy, release = pushes["refresh"].calls("buildx build --target")
     assert "--target test " in test and " --pull --no-cache " in test
     for name, build in (("deploy", deploy), ("release", release)):
         assert f"--target {name} " in build and "--pull" not in build and "--no-cache" not in build
@@ -459,11 +461,37 @@ def test_build_logs_in_to_the_dependency_proxy_where_it_is_used(pushes, push, lo
 
 
 def test_build_passes_a_time_zone_on_if_there_is_one(pushes):
-    builds = pushes["protected"].calls("buildx build")
+    builds = pushes["protected"].calls("buildx build --target")
     assert all("--build-arg TZ " in build for build in builds)
     assert "TZ=Asia/Tokyo\n" in pushes["protected"].read("bin/docker.env")
-    builds = pushes["unprotected"].calls("buildx build")
+    builds = pushes["unprotected"].calls("buildx build --target")
     assert not any("--build-arg TZ " in build for build in builds)
+
+
+def test_the_image_deploy_is_named_by_what_it_is_made_from_and_built_when_that_changes(copy):
+    found = {"buildx build --output type=cacheonly *": FOUND}
+
+    def run(answers, **env):
+        stand_in(copy.bin / "docker", answers)
+        assert copy.run("build", **REGISTRY, CI_COMMIT_REF_PROTECTED="true", **env).returncode == 0
+        builds = "".join(copy.calls("buildx build --target deploy "))
+        (copy.bin / "docker.log").unlink()
+        return (re.findall(r":cache,\S+/deploy:(\d+-\d+)\"", builds) or [None])[0]
+
+    copy = copy(docker=DOCKER)
+    names = [run(DOCKER)]
+    assert run(DOCKER) == names[0]
+    assert run(but(found)) is None  # the registry has it
+    assert "BUILT_DEPLOY_IMAGE=registry.test/app/deploy@sha256:dd\n" in copy.read("build.env")
+    assert run(but(found), CI_PIPELINE_SOURCE="schedule")  # builds everything anew
+    (copy.path / "server.py").write_text("# changed\n")
+    assert run(DOCKER) == names[0]
+    for name in ("Dockerfile", "requirements.txt", "scripts/parts/new.py"):
+        (copy.path / name).write_text("# changed\n")
+        names.append(run(DOCKER))
+    names.append(run(DOCKER, TZ="Asia/Tokyo"))
+    names.append(run(DOCKER, DEPLOY_HOST="ssh://root@host"))
+    assert len({*names}) == len(names) and None not in names
 
 
 def test_build_hands_on_its_images_by_digest(pushes):
@@ -480,7 +508,7 @@ def test_build_hands_on_its_images_by_digest(pushes):
 def test_the_image_deploy_gets_ssh_where_it_is_asked_for(copy, host, given):
     copy = copy(docker=DOCKER)
     assert copy.run("build", **REGISTRY, DEPLOY_HOST=host).returncode == 0
-    builds = copy.calls("buildx build")
+    builds = copy.calls("buildx build --target")
     assert all((" --build-arg DEPLOY_SSH " in build) == given for build in builds)
 
 
@@ -488,7 +516,7 @@ def test_a_build_that_fails_hands_nothing_on_not_even_what_an_earlier_one_left(c
     copy = copy(docker=but({"buildx build --target release *": "exit 3"}))
     (copy.path / "build.env").write_text("DEPLOY_IMAGE=earlier\n")
     assert copy.run("build", **REGISTRY).returncode == 1
-    assert len(copy.calls("buildx build")) == 3 and not copy.read("build.env")
+    assert len(copy.calls("buildx build --target")) == 3 and not copy.read("build.env")
 
 
 def progress(text, then=BUILD):
@@ -602,7 +630,7 @@ def test_a_login_that_fails_names_server_and_user_only(copy):
     answer = copy.run("build", **REGISTRY)
     assert reason(answer) == "build: cannot log in to registry.test as robot: denied: no\n"
     assert PASSWORD not in answer.stdout + "".join(copy.calls())
-    assert copy.calls("buildx build") == []
+    assert copy.calls("buildx build --target") == []
 
 
 @pytest.mark.parametrize(

@@ -243,8 +243,8 @@ def pushes(pipeline):
     pipeline.clean_build_job()
     pushed, sent, fetched = (now - then for now, then in zip(after, before, strict=True))
     pulled = sent + fetched
-    show("code-only push: bytes pushed (under 150 kB)", f"{pushed / 1000:.0f} kB")
-    show("code-only push: bytes pulled by the build (under 150 kB)", f"{pulled / 1000:.0f} kB")
+    show("code-only push: bytes pushed (under 100 kB)", f"{pushed / 1000:.0f} kB")
+    show("code-only push: bytes pulled by the build (under 100 kB)", f"{pulled / 1000:.0f} kB")
 
 
 def arguments():

@@ -1,22 +1,28 @@
 """scripts/register-runner on bare hosts, with stand-ins for GitLab's API and for gitlab-runner.
 
-Docker is real, and so is the dind that the script tries.
+Docker is real, and so is the dind that the script tries. The hosts have no Python: the script runs
+in a container, as its help says.
 """
 
+import contextlib
+import http.server
 import ipaddress
 import json
+import os
 import re
 import subprocess
+import sys
+import threading
 import time
 import tomllib
 
 import pytest
 
+import gitlab
 from support import ROOT, await_true
 
 URL = "http://10.77.0.1:8080"
 RUNNER_IMAGE = "gitlab/gitlab-runner:alpine-v19.4.0"
-CURL_IMAGE = "curlimages/curl:8.17.0"
 RUNNER_DOCKERFILE = """\
 FROM python:3.14-slim
 COPY --chmod=755 gitlab_runner.py /usr/bin/gitlab-runner
@@ -24,30 +30,54 @@ STOPSIGNAL SIGQUIT
 ENTRYPOINT ["gitlab-runner"]
 CMD ["run"]
 """
-# Where Docker Hub is out of reach, from an image that has the real curl.
-GET_CURL = f"""
-    docker pull --quiet {CURL_IMAGE} 2> /dev/null || docker build --quiet --tag {CURL_IMAGE} - <<END
-FROM docker:29.7.2-dind
-ENTRYPOINT ["curl"]
-END
+# What the version in shell left of a registration, as it was seen.
+OLD_CONFIG = """\
+concurrent = 4
+check_interval = 1
+
+[[runners]]
+  name = "mine build"
+  url = "http://10.77.0.1:8080"
+  id = 40
+  token = "BUILD"
+  executor = "docker"
+  request_concurrency = 2
+  environment = []
+  [runners.docker]
+    privileged = false
+    services_privileged = true
+    volumes = ["/certs", "/cache", "ci-runner-dind:/etc/docker:ro"]
+    image = "docker:29.7.2-cli"
+
+[[runners]]
+  name = "mine deploy"
+  url = "http://10.77.0.1:8080"
+  id = 41
+  token = "DEPLOY"
+  executor = "docker"
 """
-# Ends every shell that runs the script, but not what they have called.
-TERMINATE = r"""
-    for process in /proc/[0-9]*; do
-        if tr '\0' ' ' < $process/cmdline | grep -q '^sh /tmp/register'; then
-            kill -TERM ${process#/proc/}
-        fi
+OLD_OPTIONS = f"""\
+url='{URL}'
+project='17'
+description='mine'
+runner_version=''
+registry_mirror='https://mirror.test'
+mtu=''
+no_proxy=''
+made=' build deploy'
+script='3c6183638c6ee482be7c5b5d81ac2bf9a224146db038778ab8dc4a19491281a1  -'
+"""
+OLD_CALL = f"""
+    for name in ci-runner ci-runner-dind; do
+        docker volume create --label register-runner=docker:29.7.2-cli $name
     done
-"""
-REAL_DOCKER = "/usr/bin/docker"
-# Makes a swarm with a secret when it is asked to make one, and then fails as Docker does.
-DOCKER_THAT_IS_LATE = f"""\
-#!/bin/sh
-if [ "$1 $2" = "swarm init" ]; then
-    {REAL_DOCKER} swarm init --advertise-addr 127.0.0.1
-    echo x | {REAL_DOCKER} secret create mine -
-fi
-exec {REAL_DOCKER} "$@"
+    docker run --rm --volume ci-runner:/runner --volume /tmp:/mnt python:3.14-slim \\
+        sh -c 'cd /runner; cp /mnt/config.toml /mnt/options .; printf r_01ab > .runner_system_id'
+    docker run --detach --name ci-runner --label register-runner=f4e82e22305f4bd1 \\
+        --restart always --volume /var/run/docker.sock:/var/run/docker.sock \\
+        --volume ci-runner:/etc/gitlab-runner --volume ci-runner-dind:/etc/docker:ro {RUNNER_IMAGE}
+    docker swarm init --advertise-addr 127.0.0.1
+    docker node update --label-add register-runner=ci-runner $(docker node ls -q)
 """
 MAKE_CERTIFICATE = """
     openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=gitlab \\
@@ -69,7 +99,6 @@ class Host:
         self.write("/tmp/register-runner", (ROOT / "scripts/register-runner").read_text())
         self.write("/tmp/Dockerfile", RUNNER_DOCKERFILE)
         self.sh(f"docker build --quiet --tag {RUNNER_IMAGE} /tmp")
-        self.sh(GET_CURL)
         self.sh("docker pull --quiet docker:29.7.2-cli; docker pull --quiet docker:29.7.2-dind")
         self.serve("gitlab", 8080)
         self.as_registered = None
@@ -100,8 +129,19 @@ class Host:
         subprocess.run(command, input=text, text=True, check=True)
 
     def command(self, *arguments, **env):
-        env = [f"--env={name}={value}" for name, value in env.items()]
-        return ["docker", "exec", *env, self.id, "sh", "/tmp/register-runner", *arguments]
+        """Return a command that runs the script in a container, named `script`."""
+        names = " ".join(f"--env {name}" for name in env)
+        given = [f"--env={name}={value}" for name, value in env.items()]
+        code = f"""
+            exec docker run --rm --interactive --label script --network host {names} \\
+                --volume /tmp:/tmp:ro --volume /root:/root:ro \\
+                --volume /var/run/docker.sock:/var/run/docker.sock \\
+                python:3.14-slim python - "$@" < /tmp/register-runner"""
+        return ["docker", "exec", *given, self.id, "sh", "-c", code, "sh", *arguments]
+
+    def signal(self, name):
+        """Send a signal to the script, if it runs."""
+        self.sh(f"docker ps -q --filter label=script | xargs -r docker kill --signal {name}")
 
     def run(self, *arguments, **env):
         began = time.monotonic()
@@ -117,6 +157,14 @@ class Host:
 
     def register(self, *arguments, **env):
         return self.run(f"--url={URL}", "--project=17", *arguments, **env)
+
+    @contextlib.contextmanager
+    def started(self):
+        """Start to register both runners; the block may interrupt that."""
+        command = self.command(f"--url={URL}", "--project=17", **CREATE)
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(command, **output) as run:
+            yield run
 
     def gitlab(self, path="/state", method="GET"):
         """Ask the stand-in for GitLab."""
@@ -164,6 +212,7 @@ class Host:
 
 
 BARE = ([], [], "inactive")
+CREATE = {"GITLAB_TOKEN": "glpat-create"}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +284,9 @@ def test_each_runner_has_the_power_that_its_jobs_need(registered):
     assert build["privileged"] is deploy["privileged"] is False
     assert build["services_privileged"]
     assert build["allowed_privileged_services"] == ["**/docker:*-dind"]
-    assert build["volumes"] == ["/certs", "/cache", "ci-runner-dind:/etc/docker:ro"]
+    certificates = "/etc/docker/certs.d:/etc/docker/certs.d:ro"
+    dind = ["ci-runner-dind:/etc/docker:ro", certificates]
+    assert build["volumes"] == ["/certs", "/cache", *dind]
     assert "services_privileged" not in deploy and deploy["allowed_services"] == ["none"]
     assert deploy["volumes"] == ["/var/run/docker.sock:/var/run/docker.sock"]
 
@@ -267,7 +318,7 @@ def test_status_says_what_is_there(registered):
     assert run.returncode == 0
     assert "ok: the container ci-runner runs" in run.stdout
     assert run.stdout.count("ok: GitLab accepts the ") == 2
-    assert "ok: a privileged dind answers over TLS" in registered.run("--verify").stdout
+    assert "ok: a privileged dind answers" in run.stdout
     registered.sh("docker stop ci-runner")
     stopped = registered.run("--status")
     assert "WRONG: the container ci-runner runs" in stopped.stdout and reason(stopped)
@@ -296,38 +347,62 @@ def daemon(host):
     return json.loads(host.sh(command))
 
 
-def test_an_option_changes_what_it_says_and_nothing_else(host):
-    first = (
-        "--tags=linux",
-        "--description=other",
-        "--registry-mirror=http://10.99.0.1:5001",
-        "--registry-mirror=https://[fd00::1]:5002",
-        "--mtu=1400",
-        "--concurrent=7",
-    )
-    assert host.register(*first, GITLAB_TOKEN="glpat-create").returncode == 0
-    assert host.options("tag_list") == ["linux", "deploy,linux"]
-    assert host.options("description") == ["other build", "other deploy"]
-    before, runners = host.config(), host.runners()
-    container = host.sh("docker ps --no-trunc --quiet --filter name=ci-runner")
-    run = host.run("--image=python:3.14-slim", "--mtu=1300", "--description=a = b")
+def test_dind_follows_the_docker_of_the_host(host):
+    own = json.loads(host.sh("cat /etc/docker/daemon.json"))
+    mirrors = ["http://10.99.0.1:5001/", "https://mirror.test/"]
+    show = "docker info --format '{{.RegistryConfig.Mirrors}}'"
+    certificate = "/etc/docker/certs.d/registry.other/ca.crt"
+    host.sh("cp /etc/docker/daemon.json /tmp/daemon.json; ip link set eth0 mtu 1400")
+    try:
+        assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
+        assert daemon(host)["mtu"] == 1400
+        host.write("/etc/docker/daemon.json", json.dumps({**own, "registry-mirrors": mirrors}))
+        host.sh("kill -HUP 1; ip link set eth0 mtu 1300")
+        await_true(lambda: "https://mirror.test/" in host.sh(show))
+        before, text = host.state(), host.text()
+        run = host.run()
+        assert run.returncode == 0, run.stdout
+        assert daemon(host)["mtu"] == 1300 and daemon(host)["registry-mirrors"] == mirrors
+        assert "10.99.0.1:5001" in daemon(host)["insecure-registries"]
+        assert host.text() == text and host.state()[1:] == before[1:]
+        # The certificates of the host are there at once.
+        host.sh(f"mkdir -p {certificate.rpartition('/')[0]}; touch {certificate}")
+        volumes = host.config()[1]["build"]["docker"]["volumes"]
+        options = " ".join(f"--volume {it}" for it in volumes if ":" in it)
+        seen = host.sh(f"docker run --rm {options} python:3.14-slim find /etc/docker -type f")
+        assert {certificate, "/etc/docker/daemon.json"} <= {*seen.split()}
+        # Networks that a build makes have the MTU, too.
+        code = (
+            "dockerd-entrypoint.sh dockerd > /dev/null 2>&1 & "
+            "until docker network create n > /dev/null 2>&1; do sleep 0.3; done; "
+            "docker network inspect n"
+        )
+        dind = f"docker run --rm --privileged {options} --entrypoint sh docker:29.7.2-dind"
+        made = host.sh(f"{dind} -c '{code}'")
+        assert '"com.docker.network.driver.mtu": "1300"' in made
+    finally:
+        host.sh("cp /tmp/daemon.json /etc/docker/; kill -HUP 1; ip link set eth0 mtu 1500")
+
+
+def test_what_the_version_in_shell_has_left_is_taken_over(host):
+    tokens = [host.gitlab(f"/runner/{name}")["token"] for name in ("build", "deploy")]
+    config = OLD_CONFIG.replace("BUILD", tokens[0]).replace("DEPLOY", tokens[1])
+    host.write("/tmp/config.toml", config)
+    host.write("/tmp/options", OLD_OPTIONS)
+    host.sh(OLD_CALL)
+    runners = host.runners().keys()
+    run = host.run()
     assert run.returncode == 0, run.stdout
-    assert host.sh("docker ps --no-trunc --quiet --filter name=ci-runner") == container
-    assert host.runners() == runners
-    config, entries = host.config()
-    for name in ("build", "deploy"):
-        assert entries[name]["docker"]["image"] == "python:3.14-slim"
-        before[1][name]["docker"]["image"] = "python:3.14-slim"
-        before[1][name]["name"] = f"a = b {name}"
-    assert (config, entries) == before and config["concurrent"] == 7
-    assert daemon(host) == {
-        "mtu": 1300,
-        "registry-mirrors": ["http://10.99.0.1:5001", "https://[fd00::1]:5002"],
-        "insecure-registries": ["10.99.0.1:5001"],
-    }
-    assert host.run("--mtu=", "--registry-mirror=", "--image=", "--ca-file=").returncode == 0
-    assert daemon(host) == {"mtu": 1500, "registry-mirrors": [], "insecure-registries": []}
-    assert host.config()[1]["build"]["docker"]["image"] == "docker:29.7.2-cli"
+    assert "registry_mirror (https://mirror.test) is no option any more" in run.stdout
+    assert host.runners().keys() == runners
+    _, entries = host.config()
+    assert [entries[name]["token"] for name in ("build", "deploy")] == tokens
+    assert entries["build"]["name"] == "mine build"
+    text = host.text()
+    again = host.run()
+    assert again.returncode == 0 and host.text() == text and "no option" not in again.stdout
+    assert host.run("--unregister").returncode == 0
+    assert host.runners() == {} and host.left() == BARE  # it had made them
 
 
 def test_another_version_of_gitlab_runner_takes_the_place_of_the_first(deploying):
@@ -345,12 +420,11 @@ def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
         f"{name.upper()}_RUNNER_TOKEN": host.gitlab(f"/runner/{name}")["token"]
         for name in ("build", "deploy")
     }
-    run = host.run(f"--url={URL}", "--tags=linux", RUNNER_TAG_LIST="left over", **tokens)
+    run = host.run(f"--url={URL}", RUNNER_TAG_LIST="left over", **tokens)
     assert run.returncode == 0, run.stdout
     _, runners = host.config()
     assert [runners[name]["token"] for name in ("build", "deploy")] == list(tokens.values())
-    assert [str(runners[name]["id"]) for name in ("build", "deploy")] == list(host.runners())
-    again = host.run(f"--url={URL}", "--tags=linux", **tokens)
+    again = host.run(f"--url={URL}", **tokens)
     assert again.returncode == 0 and len(host.config()[0]["runners"]) == 2
     assert [len(managers) for managers in host.options("managers")] == [1, 1]
     assert host.run("--unregister").returncode == 0 and host.left() == BARE
@@ -361,7 +435,7 @@ def test_tokens_of_runners_made_in_gitlab_are_registered_as_they_are(host):
 def test_a_registration_token_of_an_older_server_makes_both(host):
     run = host.run(f"--url={URL}", REGISTRATION_TOKEN="GR1348941legacy")
     assert run.returncode == 0, run.stdout
-    again = host.run("--concurrent=5")
+    again = host.run(REGISTRATION_TOKEN="GR1348941legacy")
     assert again.returncode == 0 and len(host.runners()) == 2, again.stdout
     assert host.options("tag_list") == ["", "deploy"]
     assert host.options("access_level")[1] == "ref_protected"
@@ -369,27 +443,14 @@ def test_a_registration_token_of_an_older_server_makes_both(host):
     assert host.runners() == {} and host.left() == BARE
 
 
-CREATE = {"GITLAB_TOKEN": "glpat-create"}
-
-
 @pytest.mark.parametrize(
     "arguments, env, words",
     [
         ([], {"GITLAB_TOKEN": "glpat-unknown"}, "the access token is wrong, or has expired"),
-        ([], {"GITLAB_TOKEN": "glpat-without"}, "needs the scope create_runner"),
-        ([], {"GITLAB_TOKEN": "glpat-guest"}, "and the role Maintainer"),
-        ([], {"REGISTRATION_TOKEN": "GR1348941wrong"}, "GitLab answers 403"),
-        ([], {}, "no credentials for the deploy runner"),
-        ([], {"DEPLOY_RUNNER_TOKEN": "glrt-unknown"}, "the deploy runner: ERROR: Ver"),
-        (["--project=18"], CREATE, "is --project the number of a project of yours?"),
-        (["--url=http://10.77.0.1:9"], CREATE, "curl: (7)"),
-        (["--url=https://10.77.0.1:8080"], CREATE, "curl: (35)"),
-        (["--url=http://nowhere.invalid"], CREATE, "Could not resolve host: nowhere.invalid"),
-        ([], CREATE | {"HTTP_PROXY": "http://nowhere.invalid"}, "Could not resolve proxy"),
+        ([], {"DEPLOY_RUNNER_TOKEN": "glrt-unknown"}, "the deploy runner: is not valid"),
         ([], CREATE | {"IMAGE_PREFIX": "no.invalid"}, "cannot pull no.invalid/docker:29.7.2-cli"),
-        (["--runner-version=latest"], CREATE, "cannot pull gitlab/gitlab-runner:alpine-vlatest"),
-        (["--ca-file=/etc/hosts"], CREATE, "cannot read a certificate in PEM from /etc/hosts"),
-        (["--ca-file=/none"], CREATE, "cannot read a certificate in PEM from /none"),
+        (["--runner-version=0.1"], CREATE, "cannot pull gitlab/gitlab-runner:alpine-v0.1"),
+        ([], CREATE | {"HTTP_PROXY": "http://nowhere.invalid"}, "making the deploy runner: GitLab"),
     ],
 )
 def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, words):
@@ -399,7 +460,7 @@ def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, w
 
 
 def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host):
-    faults = {"500": "GitLab answers 500", "422": "GitLab answers 422", "cut": "curl: (52)"}
+    faults = {"500": "GitLab answers 500", "422": "GitLab answers 422", "cut": "GitLab answers not"}
     for fault, words in faults.items():
         host.gitlab(f"/fault/{fault}", "PUT")
         assert words in reason(host.register("--only=deploy", GITLAB_TOKEN="glpat-create"))
@@ -410,28 +471,45 @@ def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host):
 def test_of_a_runner_that_gitlab_made_too_late_it_says_where_to_look(host):
     host.gitlab("/fault/slow:23", "PUT")  # it waits for 20
     said = reason(host.register(GITLAB_TOKEN="glpat-create"))
-    assert "curl: (28)" in said and "if it timed out: Settings > CI/CD > Runners" in said
+    assert "timed out" in said and "if it timed out: Settings > CI/CD > Runners" in said
     await_true(lambda: len(host.runners()) == 1)
     assert host.left() == BARE
 
 
-def test_a_server_that_takes_no_registration_tokens_any_more_is_told_apart(host):
-    host.gitlab("/legacy/off", "PUT")
-    run = host.run(f"--url={URL}", REGISTRATION_TOKEN="GR1348941legacy")
-    assert "it takes no registration tokens any more" in reason(run)
-
-
-def test_an_interrupted_run_makes_no_runner_twice(host):
+@pytest.mark.parametrize("words", ["the build", "swarm"])
+def test_an_interrupted_run_makes_no_runner_twice(host, words):
     host.gitlab("/fault/slow:3", "PUT")
-    with subprocess.Popen(
-        host.command(f"--url={URL}", "--project=17", GITLAB_TOKEN="glpat-create"),
-        stdout=subprocess.DEVNULL,
-    ) as run:
-        await_true(lambda: host.sh("ps -o args | grep '[c]url -q'", check=False), seconds=30)
-        host.sh(TERMINATE, check=False)
-        run.wait(60)
+    with host.started() as run:
+        for line in run.stdout:
+            if words in line:
+                host.signal("TERM")
+        assert run.wait(60) == 1
+    assert host.left() == BARE and host.runners() == {}
     assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
     assert len(host.runners()) == 2
+
+
+@pytest.mark.parametrize("words", ["dind", "swarm", "the build", "the deploy", "Checking"])
+def test_killed_at_any_step_and_called_again_it_leaves_no_runner_that_nobody_knows(host, words):
+    """Twice: what a killed call has left may be half done, too."""
+    said = ""
+    for _ in range(2):
+        if "the " in words:  # while GitLab makes it, the worst moment
+            host.gitlab("/fault/slow:1", "PUT")
+        with host.started() as run:
+            for line in run.stdout:
+                said += line
+                if line.startswith("==>") and words in line:
+                    host.signal("KILL")
+            run.wait(60)
+        await_true(lambda: host.gitlab()["fault"] == "")  # it has heard the call
+    last = host.register(GITLAB_TOKEN="glpat-create")
+    assert last.returncode == 0, last.stdout
+    known = [runner["token"] for runner in host.config()[1].values()]
+    unknown = [it["description"] for it in host.runners().values() if it["token"] not in known]
+    told = re.findall("was killed while GitLab made the runner '(.*?)'", said + last.stdout)
+    assert sorted(unknown) == sorted(told)
+    assert host.run("--unregister").returncode == 0 and host.left() == BARE
 
 
 def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
@@ -439,7 +517,7 @@ def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
     full += " --opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1"
     host.sh(f"docker volume create {full} ci-runner")
     said = reason(host.register(GITLAB_TOKEN="glpat-manage"))
-    assert "is the disk full?" in said
+    assert "cannot write into the volume ci-runner: " in said
     assert host.runners() == {}
     host.sh("docker volume rm ci-runner")
     assert host.register(GITLAB_TOKEN="glpat-manage").returncode == 0
@@ -483,7 +561,7 @@ def test_a_swarm_that_cannot_be_made_leaves_nothing(host):
         said = reason(host.register(GITLAB_TOKEN="glpat-create"))
     finally:
         host.sh("docker rm --force taken")
-    assert "docker swarm init: Error response" in said and "address already in use" in said
+    assert "cannot make a swarm: " in said and "address already in use" in said
     assert host.left() == BARE and host.runners() == {}
 
 
@@ -495,7 +573,8 @@ def test_unregister_says_what_to_delete_where_gitlab_is_out_of_reach(deploying):
         deploying.sh("docker start gitlab")
         state = f"curl -s {URL}/state"
         await_true(lambda: "runners" in deploying.sh(state, check=False), seconds=30)
-    assert run.returncode == 0 and " deploy' in Settings > CI/CD" in run.stdout, run.stdout
+    told = "delete the deploy runner in Settings > CI/CD > Runners (GitLab answers nothing: "
+    assert run.returncode == 0 and told in run.stdout, run.stdout
     assert deploying.left() == BARE
 
 
@@ -528,11 +607,11 @@ def test_a_volume_of_somebody_else_stays_as_it_is(host, action):
 
 def test_a_lost_volume_of_dind_is_made_again(host):
     """Docker makes it anew, empty and without a mark, if a job comes first."""
-    assert host.register("--mtu=1400", GITLAB_TOKEN="glpat-create").returncode == 0
+    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
     host.sh("docker rm --force ci-runner; docker volume rm ci-runner-dind")
     for _ in range(2):
         assert host.run().returncode == 0
-        assert daemon(host)["mtu"] == 1400
+        assert daemon(host)["mtu"] == 1500
         assert host.left()[2] == "active"
         host.sh("""
             docker rm --force ci-runner; docker volume rm ci-runner-dind
@@ -548,33 +627,11 @@ def test_a_swarm_of_somebody_else_stays_as_it_is(host):
     assert host.left() == ([], [], "active")
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "echo x | docker secret create mine -",
-        "echo x | docker config create mine -",
-        "docker network create --driver overlay mine",
-        "docker service create --detach --replicas 0 --name mine python:3.14-slim",
-    ],
-    ids=lambda use: re.search(r"docker (\w+)", use)[1],
-)
-def test_a_swarm_that_is_in_use_stays(deploying, use):
-    deploying.sh(use)
+def test_a_swarm_that_is_in_use_stays(deploying):
+    deploying.sh("echo x | docker secret create mine -")
     run = deploying.run("--unregister")
     assert run.returncode == 0 and "the host stays a swarm: it is in use" in run.stdout
     assert deploying.left() == ([], [], "active")
-
-
-def test_a_swarm_that_comes_up_in_between_is_neither_lost_nor_ended(host):
-    """A docker in front of the real one makes a swarm just before the script does."""
-    host.write("/tmp/bin-docker", DOCKER_THAT_IS_LATE)
-    host.sh(
-        "mkdir -p /tmp/late && mv /tmp/bin-docker /tmp/late/docker && chmod +x /tmp/late/docker"
-    )
-    path = host.sh("echo $PATH").strip()
-    run = host.register(GITLAB_TOKEN="glpat-without", PATH=f"/tmp/late:{path}")
-    assert "needs the scope" in reason(run)
-    assert host.sh("docker secret ls --format '{{.Name}}'") == "mine\n"
 
 
 def test_two_calls_at_once_make_no_runner_twice(host):
@@ -627,7 +684,7 @@ def test_a_container_that_crashes_again_and_again_is_seen_healed_and_unregistere
 
 
 def test_mirror_prefix_and_proxy_reach_the_runners(host):
-    for image in (RUNNER_IMAGE, CURL_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
+    for image in (RUNNER_IMAGE, "docker:29.7.2-cli", "docker:29.7.2-dind"):
         host.sh(f"docker tag {image} mirror.test/{image}")
     proxy = {"http_proxy": "http://user:pa55word@127.0.0.1:3128", "NO_PROXY": "10.77.0.1"}
     env = {"GITLAB_TOKEN": "glpat-create", "IMAGE_PREFIX": "mirror.test/", **proxy}
@@ -651,7 +708,9 @@ def test_a_name_that_only_the_host_knows_is_told(host):
     host.sh("echo 10.77.0.1 gitlab.test >> /etc/hosts")
     run = host.register("--url=http://gitlab.test:8080", GITLAB_TOKEN="glpat-create")
     host.sh("sed '$d' /etc/hosts > /tmp/hosts && cat /tmp/hosts > /etc/hosts")
-    assert "Could not resolve host: gitlab.test (is --url right, and in DNS?" in reason(run)
+    said = reason(run)
+    assert "the build runner: " in said and "gitlab.test" in said and "DNS?" in said
+    assert host.left() == BARE and host.runners() == {}
 
 
 def test_a_private_ca_is_asked_for_and_then_trusted(host):
@@ -662,21 +721,20 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
         return host.register(f"--url={url}", *arguments, GITLAB_TOKEN="glpat-create")
 
     try:
-        unknown = register("https://10.77.0.1:8443")
-        assert "curl: (60)" in reason(unknown) and "--ca-file?" in reason(unknown)
+        unknown = reason(register("https://10.77.0.1:8443"))
+        assert "self-signed certificate" in unknown and "--ca-file?" in unknown
         host.sh("ip address add 10.77.0.2/32 dev lo")
-        misnamed = register("https://10.77.0.2:8443", "--ca-file=/tmp/gitlab.crt")
-        assert "curl: (60)" in reason(misnamed) and "10.77.0.2" in reason(misnamed)
+        misnamed = reason(register("https://10.77.0.2:8443", "--ca-file=/tmp/gitlab.crt"))
+        assert "IP address mismatch" in misnamed and "10.77.0.2" in misnamed
         # As an editor on Windows leaves it.
         host.sh("{ printf '\\357\\273\\277'; sed 's/$/\\r/' /tmp/gitlab.crt; } > /tmp/windows.crt")
-        trusted = ("--ca-file=/tmp/windows.crt", "--registry=10.77.0.1:8443")
-        run = register("https://10.77.0.1:8443", *trusted)
+        trusted = "--ca-file=/tmp/windows.crt"
+        run = register("https://10.77.0.1:8443", trusted)
         assert run.returncode == 0, run.stdout
         assert "ok: GitLab accepts the build runner" in run.stdout
-        assert "ok: the registry https://10.77.0.1:8443 answers" in run.stdout
-        show = "docker run --rm --volume ci-runner-dind:/v python:3.14-slim find /v/certs.d -type f"
-        assert host.sh(show) == "/v/certs.d/10.77.0.1:8443/ca.crt\n"
-        assert host.run("--concurrent=5").returncode == 0  # it is remembered
+        state = host.state()
+        for again in ((), (trusted,)):  # it is remembered
+            assert host.run(*again).returncode == 0 and host.state() == state
         assert host.run("--unregister").returncode == 0 and host.runners() == {}
     finally:
         host.sh("docker rm --force gitlab-tls; ip address del 10.77.0.2/32 dev lo", check=False)
@@ -701,21 +759,41 @@ def test_no_secret_is_seen_anywhere_but_in_the_configuration(host, env):
     tokens = [runner["token"] for runner in host.runners().values()] + ["glpat-create"]
     containers = host.sh("docker inspect $(docker ps --all --quiet); docker logs ci-runner 2>&1")
     seen = host.sh("cat /tmp/seen") + run.stdout + containers
-    assert "/tmp/register-runner" in seen  # the watcher did see what ran
+    assert "python\0-\0" in seen  # the watcher did see what ran
     assert not [token for token in tokens if token in seen]
     host.sh("rm /tmp/token")
     search = f"grep -rl -e {tokens[0]} -e glpat-create /tmp /root /var/log 2> /dev/null"
     assert host.sh(search, check=False) == "/tmp/gitlab.py\n"
 
 
-def test_under_dash_and_without_curl(host):
-    """In a Debian container with Docker's client: its sh is dash, and it has no curl."""
-    host.sh("cp $(command -v docker) /tmp/docker")
-    command = f"exec dash /mnt/register-runner --url {URL} --project 17"
-    answer = host.sh(f"""
-        docker run --rm --network host --env GITLAB_TOKEN=glpat-create --volume /tmp:/mnt:ro \\
-            --volume /var/run/docker.sock:/var/run/docker.sock \\
-            --volume /tmp/docker:/usr/local/bin/docker \\
-            python:3.14-slim sh -c '! command -v curl && {command}'
-    """)
-    assert "tag deploy wait until" in answer and len(host.runners()) == 2, answer
+def test_it_runs_on_a_host_with_python_too():
+    """The machine of the tests is one. Its own engine makes no swarm, so only the build runner."""
+    name = f"ci-runner-{os.getpid()}"
+    server = http.server.ThreadingHTTPServer(("", 0), gitlab.Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    bridge = Host.local("network", "inspect", "--format={{json .IPAM.Config}}", "bridge")
+    url = f"http://{json.loads(bridge)[0]['Gateway']}:{server.server_port}"
+    parts, mirror = ROOT / "test/template/parts", f"{name}.invalid/"
+    helper = f"gitlab/gitlab-runner-helper:{os.uname().machine.replace('aarch64', 'arm64')}-v19.4.0"
+    names = ("docker:29.7.2-cli", "docker:29.7.2-dind", RUNNER_IMAGE, helper)
+    ours = [mirror + image for image in names]  # this engine may have the real ones
+    for image in names[:2]:
+        Host.local("pull", "--quiet", image)
+        Host.local("tag", image, mirror + image)
+    for image in ours[2:]:
+        Host.local("build", "--tag", image, "--file=-", parts, input=RUNNER_DOCKERFILE)
+    command = [sys.executable, ROOT / "scripts/register-runner", f"--name={name}"]
+    env = {**os.environ, **CREATE, "IMAGE_PREFIX": mirror}
+    options = {"env": env, "capture_output": True, "text": True}
+    try:
+        about = (f"--url={url}", "--project=17", "--only=build")
+        first = subprocess.run([*command, *about], **options)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert len(gitlab.state["runners"]) == 1
+    finally:
+        last = subprocess.run([*command, "--unregister"], **options)
+        server.shutdown()
+        server.server_close()
+        Host.local("image", "rm", *ours)
+    assert last.returncode == 0 and gitlab.state["runners"] == {}, last.stdout + last.stderr
+    assert name not in Host.local("volume", "ls") + Host.local("ps", "--all")

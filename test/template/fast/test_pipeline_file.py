@@ -370,8 +370,8 @@ def test_scripts_pipeline_finds_the_dind_image():
 
 def test_the_build_runner_has_the_images_of_the_pipeline_and_privileges_its_dind():
     script = read("scripts/register-runner")
-    pattern = re.search(r'allowed_privileged_services = \["\*\*/(.*?)"\]', script)[1]
+    pattern = re.search(r'"allowed_privileged_services"\] = \["\*\*/(.*?)"\]', script)[1]
     for image in {DEFAULT["image"], name_of(dind(JOBS["build"]))}:
-        assert "=" + image.removeprefix("${IMAGE_PREFIX}") in script
+        assert f'"{image.removeprefix("${IMAGE_PREFIX}")}"' in script
         allowed = fnmatch.fnmatch(image.removeprefix("${IMAGE_PREFIX}"), pattern)
         assert allowed == image.endswith("-dind")

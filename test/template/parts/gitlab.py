@@ -55,9 +55,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 for key, values in parse_qs(body or url.query, keep_blank_values=True).items()
             }
         if url.path == "/state":
-            return self.answer(200, state)
+            return self.answer(200, {**state, "fault": fault[0]})
         if url.path == "/reset":
             state.update(runners={}, requests=[], legacy=True)
+            fault[:] = "", 0.0
             return self.answer(200)
         if match := re.fullmatch(r"/fault/(\w+):?([\d.]*)", url.path):
             fault[:] = match[1], float(match[2] or 0)

@@ -1,13 +1,8 @@
 #!/usr/local/bin/python
-"""A stand-in for gitlab-runner 19.4 that registers and runs as the real one.
-
-The flags that the token of a runner forbids are fatal; registering twice appends a second entry; a
-template fills in what flags do not say.
-"""
+"""A stand-in for gitlab-runner 19.4 that verifies its runners and runs as the real one."""
 
 import argparse
 import json
-import os
 import secrets
 import signal
 import ssl
@@ -18,33 +13,12 @@ import urllib.request
 from pathlib import Path
 
 CONFIG = "/etc/gitlab-runner/config.toml"
-GLOBAL = {"concurrent": 1, "check_interval": 0}  # with their defaults
-RESERVED = (
-    "tag-list",
-    "access-level",
-    "maximum-timeout",
-    "maintenance-note",
-    "run-untagged",
-    "paused",
-    "locked",
-)
-
-
-def toml(value):
-    """Return a value as TOML has it."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def dump(config):
-    """Return the text of a configuration, as the real one writes it: without comments."""
-    lines = [f"{name} = {config.get(name, value)}" for name, value in GLOBAL.items()]
-    for entry in config["runners"]:
-        plain = {key: value for key, value in entry.items() if not isinstance(value, dict)}
-        lines += ["", "[[runners]]"]
-        lines += [f"  {key} = {toml(value)}" for key, value in plain.items()]
-        lines += ["  [runners.docker]"]
-        lines += [f"    {key} = {toml(value)}" for key, value in entry["docker"].items()]
-    return "\n".join(lines) + "\n"
+# What it knows; the real one knows more.
+GLOBAL = ("concurrent", "check_interval", "runners")
+RUNNER = ("name", "url", "token", "executor", "request_concurrency", "environment", "tls-ca-file")
+RUNNER += ("docker",)
+DOCKER = ("image", "helper_image", "privileged", "services_privileged", "disable_cache", "volumes")
+DOCKER += ("allowed_privileged_services", "allowed_services")
 
 
 def system_id(config=CONFIG):
@@ -101,47 +75,33 @@ def verdict(entry, config):
     return status, answer
 
 
-def register(arguments):
-    parser = argparse.ArgumentParser(prog="gitlab-runner register", allow_abbrev=False)
-    parser.add_argument("--non-interactive", action="store_true", required=True)
-    flags = ("config", "template-config", "url", "name", "executor", "token", "tls-ca-file")
-    for flag in (*flags, "docker-image", *RESERVED):
-        parser.add_argument(f"--{flag}")
-    given = vars(parser.parse_args(arguments))
-    path = given["config"] or CONFIG
-    token = given["token"] or os.environ.get("CI_SERVER_TOKEN", "")
-    environment = (
-        "RUNNER_TAG_LIST",
-        "REGISTER_LOCKED",
-        "REGISTER_RUN_UNTAGGED",
-        "REGISTER_ACCESS_LEVEL",
-        "REGISTER_PAUSED",
-    )
-    if (
-        any(given[flag.replace("-", "_")] for flag in RESERVED)
-        or any(map(os.environ.get, environment))
-    ) and token.startswith("glrt-"):
-        sys.exit(
-            "FATAL: Runner configuration other than name and executor configuration is reserved"
-        )
-    [template] = tomllib.loads(Path(given["template_config"]).read_text())["runners"]
-    entry = {key: given[key] for key in ("name", "url")} | {"id": 0, "token": token}
-    if given["tls_ca_file"]:
-        entry["tls-ca-file"] = given["tls_ca_file"]
-    status, answer = verdict(entry, path)
-    if status != 200:
-        sys.exit("PANIC: Failed to verify the runner.")
-    if token.startswith("glrt-"):
-        entry["id"] = answer["id"]
-    docker = template.pop("docker") | {"image": given["docker_image"]}
-    if not docker["helper_image"]:
-        del docker["helper_image"]
-    if not docker.get("disable_cache") and "/cache" not in docker["volumes"]:
-        docker["volumes"].append("/cache")
-    entry |= {"executor": given["executor"]} | template | {"docker": docker}
-    config = tomllib.loads(Path(path).read_text()) if os.path.exists(path) else {}
-    config["runners"] = [*config.get("runners", []), entry]
-    Path(path).write_text(dump(config))
+def read():
+    return tomllib.loads(Path(CONFIG).read_text())
+
+
+def verify(arguments):
+    """Ask the server about the runners in the configuration, or those of a name."""
+    parser = argparse.ArgumentParser(prog="gitlab-runner verify", allow_abbrev=False)
+    parser.add_argument("--name")
+    name = parser.parse_args(arguments).name
+    entries = [it for it in read()["runners"] if name in (None, it["name"])]
+    statuses = [verdict(it, CONFIG)[0] for it in entries]
+    if 403 in statuses:
+        sys.exit("FATAL: Failed to verify runners")
+
+
+def lint(_):
+    """Name what this version does not know."""
+    config, unknown = read(), []
+    for table, path, known in (
+        (config, "", GLOBAL),
+        *((it, "runners.", RUNNER) for it in config["runners"]),
+        *((it["docker"], "runners.docker.", DOCKER) for it in config["runners"]),
+    ):
+        unknown += [f"{path}{key}" for key in table if key not in known]
+    if unknown:
+        lines = "".join(f"\n  unknown key: {key}" for key in unknown)
+        sys.exit(f"FATAL: {len(unknown)} unknown key(s) found in {CONFIG}:{lines}")
 
 
 def run(arguments):
@@ -158,5 +118,5 @@ def run(arguments):
 
 
 if __name__ == "__main__":
-    commands = {"register": register, "run": run}
+    commands = {"lint": lint, "run": run, "verify": verify}
     commands[sys.argv[1]](sys.argv[2:])

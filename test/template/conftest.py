@@ -34,6 +34,7 @@ def pipeline(tmp_path_factory):
     pipeline.first_commit = pipeline.commit("First")
     pipeline.first = pipeline.push()
     pipeline.first_image, pipeline.first_test_image = pipeline.image, pipeline.test_image
+    pipeline.first_deploy_image = pipeline.deploy_image
     yield pipeline
     pipeline.down()
 

@@ -208,6 +208,25 @@ def test_what_somebody_else_has_of_that_name_is_refused(kind):
         runner.Container(FakeDocker(**{path: found}), "ci-runner")
 
 
+def test_a_container_that_does_not_start_is_removed_again_and_the_old_one_is_back():
+    start = "/containers/ci-runner/start"
+    old = {"Id": "old", "HostConfig": {"Binds": []}}
+    old["Config"] = {"Image": "i", "Env": [], "Labels": {"register-runner": "x"}}
+    for found in (None, old):
+        docker = FakeDocker(**{start: runner.Failed("port is allocated")})
+        container = runner.Container(docker, "ci-runner")
+        container.found = found
+        docker.answers["/containers/ci-runner/json"] = {"Id": "new", "State": {}}
+        with pytest.raises(runner.Failed, match="cannot start the container ci-runner: port"):
+            container.start("image", [])
+        del docker.answers[start], docker.asked[:]
+        container.put_back(found, {"ci-runner": None}, {})
+        asked = [(method, path.partition("?")[0]) for method, path, _ in docker.asked]
+        assert asked[0] == ("DELETE", "/containers/ci-runner")
+        assert asked[-1] == ("DELETE", "/volumes/ci-runner")
+        assert (("POST", start) in asked) == bool(found)
+
+
 # --- GitLab
 
 

@@ -42,7 +42,7 @@ class Mesh:
         assert found
         stack.write_text(f"{head}    healthcheck: {{timeout: 30s}}\n{before}{tail}")
         docker = {"DOCKER_CONFIG": str(directory / "docker")}
-        self.env = {**host.env, **docker, "DEPLOY_TIMEOUT": "120", **registry}
+        self.env = {**host.env, **docker, "DEPLOY_TIMEOUT": "240", **registry}
 
     @staticmethod
     def url_of(host):
@@ -209,7 +209,7 @@ def test_a_release_loses_no_request_that(loaded, release, env, words):
     failed = loaded.deploy(release, **env)
     assert words in failed.output
     assert failed.reason()
-    assert failed.seconds < 150
+    assert failed.seconds < 300  # twice what a slow processor takes beside other tests
     assert loaded.answering() == before
 
 
@@ -218,15 +218,15 @@ def test_a_cancelled_job_loses_no_request(loaded):
     process = loaded.start("2")
     await_true(lambda: loaded.update_state() == "updating", seconds=60)
     os.killpg(process.pid, signal.SIGTERM)  # as a runner does: to every process of the job
-    output = process.communicate(timeout=30)[0]
+    output = process.communicate(timeout=120)[0]
     assert process.returncode == 1 and "deploy: cancelled" in output, output
-    await_true(lambda: loaded.update_state() == "completed", seconds=120)
+    await_true(lambda: loaded.update_state() == "completed", seconds=240)
     assert loaded.answering() == before
 
 
 def test_two_jobs_at_once_end_with_one_of_their_releases(loaded):
     processes = {release: loaded.start(release) for release in ("2", "3")}
-    outputs = [process.communicate(timeout=300)[0] for process in processes.values()]
+    outputs = [process.communicate(timeout=600)[0] for process in processes.values()]
     states = {release: process.returncode for release, process in processes.items()}
     assert set(states.values()) in ({0}, {0, 1}), outputs
     assert states.get(loaded.answering()) == 0

@@ -218,7 +218,7 @@ def test_shellcheck_finds_nothing():
 def test_every_script_can_be_run_and_begins_alike(name):
     script = ROOT / "scripts" / name
     assert os.access(script, os.X_OK)
-    head = rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\n"
+    head = rf"#!/bin/sh\n# {name}: .+\n(#.*\n)*set -eu\nCDPATH='' cd \"\$\(dirname"
     if name in PYTHON:
         head = rf'#!/usr/bin/env python3\n"""Usage: scripts/{name}\b'
     assert re.match(head, script.read_text())
@@ -672,6 +672,18 @@ def test_venv_tries_again_after_pip_has_failed(copy):
     stand_in(copy.path / ".venv/bin/python", {"-c *": "", "-m pip *": "exit 1"})
     assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
     assert "set PIP_INDEX_URL to a mirror" in reason(copy.run("venv", "requirements.txt"))
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+def test_no_variable_leads_a_script_into_another_directory(shell, tmp_path):
+    for directory in ("mine/scripts", "other/scripts"):
+        (tmp_path / directory).mkdir(parents=True)
+    begins = (ROOT / "scripts/venv").read_text().partition('/.."\n')
+    (tmp_path / "mine/scripts/it").write_text("".join(begins[:2]) + "pwd\n")
+    env = {**os.environ, "CDPATH": str(tmp_path / "other")}
+    options = {"cwd": tmp_path / "mine", "env": env, "capture_output": True, "text": True}
+    answer = subprocess.run([*shell, "scripts/it"], **options)
+    assert answer.stdout == f"{tmp_path / 'mine'}\n", answer
 
 
 @pytest.mark.parametrize("missing", PIPELINE_NEEDS)

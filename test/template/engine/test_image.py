@@ -187,3 +187,12 @@ def test_the_debian_mirror_of_the_debug_image_is_a_setting(pipeline, source):
     build = f"cd {source} && {env} scripts/build debug 2>&1; echo status $?"
     output = pipeline.host("sh", "-c", build, timeout=300)
     assert "status 1" in output
+
+
+def test_the_image_for_deployments_has_ssh_where_it_is_asked_for(pipeline, source):
+    for host, expected in (("tcp://host:2376", "no ssh"), ("ssh://root@host", "OpenSSH_")):
+        build = f"cd {source} && DEPLOY_HOST={host} RELEASE=hand scripts/build deploy 2>&1"
+        pipeline.host("sh", "-c", build, timeout=300)
+        tools = "docker --version; command -v pytest; ssh -V 2>&1 || echo no ssh"
+        found = pipeline.docker("run", "--rm", "app:deploy", "sh", "-c", tools)
+        assert "Docker version" in found and expected in found and "pytest" not in found

@@ -8,7 +8,7 @@ from test_register_runner import Host
 from pipelines import REGISTRY
 from support import await_true
 
-SECONDS = 60  # that the page promises
+SECONDS = 60  # from the loss to the first answer, at most
 GO_ON = {"DEPLOY_PORT": "20200", "DEPLOY_PUBLISH_MODE": "host", "DEPLOY_REPLICAS": "1"}
 
 

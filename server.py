@@ -1,29 +1,26 @@
 """A small Tornado service: GET and POST /test answer with one line of text.
 
+The first half is yours: options, handlers, routes. The second half keeps the service up while it is
+updated, stopped or attacked, whatever the first half does.
+
 Run `python server.py --help` for its options. The environment variable SERVICE_RELEASE names the
-commit that the service was built from; every answer carries it in the header X-Release.
+commit that the service was built from; its answers carry it in the header X-Release.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import time
 
 from tornado.httpserver import HTTPServer
+from tornado.log import gen_log
 from tornado.netutil import bind_sockets
 from tornado.options import Error, define, options
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 RELEASE = os.environ.get("SERVICE_RELEASE") or "dev"
-IDLE_SECONDS = 75  # for a whole header, and between requests; nginx keeps its side open as long
-BODY_SECONDS = 30  # for a whole body
-FINISH_SECONDS = 5  # for requests in flight after the server stops listening
-MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes
-MEMORY = 48 * 2**20  # bytes that all connections may occupy, of the 128 MB of a deployment
-# An idle connection costs its header and 8 kB of objects, and an open file. Tornado opens up to 128
-# before the first of them is counted; some 30 remain for the rest.
-IDLE = max(MAX_HEADER + 2**13, MEMORY // max(16, os.sysconf("SC_OPEN_MAX") - 160))
 
 define("port", default=8744, type=int, help="port to listen on; 0 takes a free one")
 define("address", default="", help="address to listen on (default: every address)")
@@ -32,10 +29,22 @@ define("drain_seconds", default=5.0, help="seconds to answer after SIGTERM (or D
 
 
 class Handler(RequestHandler):
-    """The base of every handler: its answers name the release."""
+    """The base of every handler: its answers name the release; HEAD is answered as GET is."""
 
     def set_default_headers(self):
         self.set_header("X-Release", RELEASE)
+
+    def head(self, *args, **kwargs):
+        return self.get(*args, **kwargs)  # Tornado leaves the body out
+
+    def write_error(self, status_code, **kwargs):
+        if status_code == 405:
+            methods = {name: getattr(type(self), name.lower()) for name in self.SUPPORTED_METHODS}
+            if methods["HEAD"] is Handler.head:
+                methods["HEAD"] = methods["GET"]
+            own = [name for name in methods if methods[name] is not RequestHandler.get]
+            self.set_header("Allow", ", ".join(own))
+        super().write_error(status_code, **kwargs)
 
 
 class TextHandler(Handler):
@@ -46,15 +55,79 @@ class TextHandler(Handler):
     post = get
 
 
+def make_app(debug=False):
+    routes = [
+        ("/test", TextHandler),
+    ]
+    return Service(routes, default_handler_class=NotFoundHandler, debug=debug)
+
+
+# The second half: limits, access log, graceful shutdown.
+
+IDLE_SECONDS = 75  # for a whole header, and between requests; nginx keeps its side open as long
+BODY_SECONDS = 30  # for a whole body
+FINISH_SECONDS = 5  # for requests in flight after the server stops listening
+MAX_HEADER, MAX_BODY = 2**14, 2**20  # bytes
+MEMORY = 400 * 2**20  # bytes that all connections may occupy, of the 512 MB of a deployment
+# A connection occupies up to 128 kB, as Tornado reads 64 kB at once, and an open file. Tornado
+# opens up to 128 before the first of them is counted; some 30 remain for the rest.
+IDLE = max(2**17, MEMORY // max(16, os.sysconf("SC_OPEN_MAX") - 160))
+
+held, total = {}, 0  # bytes and newest request by connection; over IDLE while one is in flight
+
+
+def hold(connection, size, request=None):
+    """Note the bytes that a connection may occupy, and close others to make room for them."""
+    global total
+    total += size - held.pop(connection, (0, None))[0]
+    if size:
+        held[connection] = size, request
+    while total > MEMORY:
+        # Not one that has been received whole and is not answered yet. Tornado's names are private.
+        spare = (c for c, (_, r) in held.items() if r._write_finished or not r._read_finished)
+        if not (quietest := next(spare, None)):
+            break
+        total -= held.pop(quietest)[0]
+        quietest.stream.close()
+
+
+class Server(HTTPServer):
+    """Tells hold() of each connection that opens, has got its answer, or closes."""
+
+    def start_request(self, connection, request):
+        hold(connection, IDLE, request)  # a new one, or one whose last answer has been sent
+        return super().start_request(connection, request)
+
+    def on_close(self, connection):
+        super().on_close(connection)
+        hold(connection, 0)
+
+
 class NotFoundHandler(Handler):
     def prepare(self):
         raise HTTPError(404)
 
 
-@stream_request_body  # answers before the body has arrived
+@stream_request_body
 class RefusalHandler(Handler):
+    """Answers before the body has arrived, then drops it: closing would reset, answer and all."""
+
     def prepare(self):
-        raise HTTPError(self.request.refused)
+        self.request.headers.pop("Expect", None)  # or else Tornado asks for the body
+        self.request.connection.set_max_body_size(2**63)
+        self.set_status(self.request.refused)
+        self.set_header("Connection", "close")
+        self.set_header("Content-Length", "0")
+        self.flush()
+
+    def data_received(self, chunk):
+        pass
+
+    def on_connection_close(self):  # the body has not ended in time
+        super().on_connection_close()
+        self.application.log_request(self)
+
+    get = post = put = patch = delete = options = lambda self: self.finish()
 
 
 class Service(Application):
@@ -64,13 +137,17 @@ class Service(Application):
         length = request.headers.get("Content-Length", "0").lstrip("0")[:18] or "0"
         known = length.isdecimal() and "Transfer-Encoding" not in request.headers
         body = int(length) if known else MAX_BODY
-        if request.server_connection in held:
-            hold(request.server_connection, IDLE + 1 + min(body, MAX_BODY))
         request.refused = 413 if body > MAX_BODY else 0  # Tornado alone answers with a bare 400
         if not request.uri.isascii():
             request.refused = 400  # control characters of Latin-1 must not reach the log
+        if request.server_connection in held:
+            # Tornado gathers a body, copies it, and takes a form apart.
+            size = IDLE + 1 + (0 if request.refused else 3 * body)
+            hold(request.server_connection, size, request.connection)
         if request.refused:
             return self.get_handler_delegate(request, RefusalHandler)
+        if not request.path.startswith("/"):  # http://HOST/PATH, as a proxy may write it
+            request.path = "/" + request.path.partition("//")[2].partition("/")[2]
         return super().find_handler(request, **kwargs)
 
     def log_request(self, handler):
@@ -80,38 +157,11 @@ class Service(Application):
         print(f"{line} {1000 * request.request_time():.1f}ms", flush=True)
 
 
-held, total = {}, 0  # bytes of each connection, more than IDLE while a request is in flight
-
-
-def hold(connection, size):
-    """Note the bytes that a connection may occupy, and close others to make room for them."""
-    global total
-    total += size - held.pop(connection, 0)
-    if size:
-        held[connection] = size
-    while total > MEMORY and len(held) > 1:
-        quietest = next(iter(held))
-        total -= held.pop(quietest)
-        quietest.stream.close()
-
-
-class Server(HTTPServer):
-    """Tells hold() of each connection that opens, has got its answer, or closes."""
-
-    def start_request(self, connection, request):
-        hold(connection, IDLE)  # a new one, or one whose answer has been sent to its last byte
-        return super().start_request(connection, request)
-
-    def on_close(self, connection):
-        super().on_close(connection)
-        hold(connection, 0)
-
-
-def make_app(debug=False):
-    routes = [
-        ("/test", TextHandler),
-    ]
-    return Service(routes, default_handler_class=NotFoundHandler, debug=debug)
+def printable(record):
+    """Let what Tornado says of a malformed request into the log, without control characters."""
+    if record.levelno == logging.INFO:
+        record.msg, record.args = ascii(record.getMessage())[1:-1], ()
+    return True
 
 
 async def serve(sockets):
@@ -135,17 +185,19 @@ async def serve(sockets):
         await asyncio.sleep(options.drain_seconds)
     server.stop()
     limit = time.monotonic() + FINISH_SECONDS
-    while max(held.values(), default=0) > IDLE and time.monotonic() < limit:
+    while any(size > IDLE for size, _ in held.values()) and time.monotonic() < limit:
         await asyncio.sleep(0.02)
 
 
 def main():
-    options.logging = "warning"  # hides INFO lines on malformed requests
+    gen_log.addFilter(printable)
     try:
-        options.drain_seconds = float(os.environ.get("DRAIN_SECONDS", options.drain_seconds))
+        options.drain_seconds = float(os.environ.get("DRAIN_SECONDS") or options.drain_seconds)
         options.parse_command_line()
         if not 0 <= options.port <= 65535:
             raise ValueError(f"there is no port {options.port}")
+        if not (RELEASE.isascii() and RELEASE.isprintable()):
+            raise ValueError(f"no header can carry SERVICE_RELEASE={RELEASE!a}")
     except (Error, ValueError) as error:
         fail(f"{error} (see --help)")
     try:

@@ -33,10 +33,33 @@ async def test_a_path_that_is_not_there_is_not_found(http_client, base_url, path
     assert (await fetch(http_client, base_url, path)).code == 404
 
 
+@pytest.mark.parametrize("method", ["BREW", "DELETE"])
 @pytest.mark.gen_test
-async def test_a_method_that_is_not_there_is_not_allowed(http_client, base_url):
-    options = {"method": "BREW", "allow_nonstandard_methods": True}
-    assert (await fetch(http_client, base_url, PATH, **options)).code == 405
+async def test_a_method_that_is_not_there_is_not_allowed(http_client, base_url, method):
+    options = {"method": method, "allow_nonstandard_methods": True}
+    response = await fetch(http_client, base_url, PATH, **options)
+    assert (response.code, response.headers["Allow"]) == (405, "GET, HEAD, POST")
+
+
+@pytest.mark.gen_test
+async def test_head_is_answered_as_get_without_the_text(http_client, base_url):
+    got = await fetch(http_client, base_url, PATH)
+    response = await fetch(http_client, base_url, PATH, method="HEAD")
+    assert (response.code, response.body) == (200, b"")
+    assert response.headers["Content-Length"] == got.headers["Content-Length"]
+
+
+class PostHandler(server.Handler):
+    def post(self):
+        pass
+
+
+@pytest.mark.gen_test
+async def test_a_handler_without_get_has_no_head(http_client, base_url, app):
+    app.add_handlers(".*", [("/post", PostHandler)])
+    for method in ("GET", "HEAD"):
+        response = await fetch(http_client, base_url, "/post", method=method)
+        assert (response.code, response.headers["Allow"]) == (405, "POST")
 
 
 @pytest.mark.parametrize("more, status", [(0, 200), (1, 413)])

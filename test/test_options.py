@@ -48,6 +48,19 @@ def test_a_wrong_drain_time_in_the_environment_ends_in_one_line(start, monkeypat
     assert start() == (1, "server.py: could not convert string to float: 'x' (see --help)\n")
 
 
+def test_an_empty_drain_time_in_the_environment_is_the_default(start, monkeypatch):
+    monkeypatch.setenv("DRAIN_SECONDS", "")
+    assert "there is no port" in start("--port=-1")[1]  # the next thing that is looked at
+
+
+@pytest.mark.parametrize("release", ["\u0432\u0435\u0440\u0441\u0438\u044f", "a\nb", "\u7248"])
+def test_a_release_that_no_header_can_carry_ends_in_one_line(start, monkeypatch, release):
+    monkeypatch.setattr(server, "RELEASE", release)
+    status, reason = start()
+    assert status == 1
+    assert re.fullmatch(r"server\.py: no header can carry SERVICE_RELEASE='.*' .*\n", reason)
+
+
 def test_a_port_that_is_taken_ends_in_one_line(start_service):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from attack import ATTACKS
+from attack import ATTACKS, UNREAD
 from support import ROOT, await_true
 
 STACK = (ROOT / "scripts/stack.yml").read_text()
@@ -16,7 +16,7 @@ MEMORY = re.search(r"memory: (\w+)", STACK)[1]
 FILES = re.search(r"nofile: (\d+)", STACK)[1]
 
 
-TARGETS = [*((attack, FILES) for attack in ATTACKS), ("idle connections", "1024")]
+TARGETS = [*((attack, FILES) for attack in ATTACKS | UNREAD), ("idle connections", "1024")]
 
 
 @pytest.fixture(params=TARGETS, ids=" ".join)
@@ -42,8 +42,10 @@ def test_an_attack_harms_nobody_else(attacked):
     state = json.loads(host.docker("inspect", "--format={{json .State}}", "target"))
     assert state["Running"] and not state["OOMKilled"]
     assert not result["failed"], f"{len(result['failed'])} failed: {result['failed'][:3]}"
+    if attack in UNREAD:
+        return  # they get as many answers as they ask for: others wait for their turn
     assert result["slowest"] < 5 and result["answered"] > 20
     assert result["processor"] < 0.5
     log = host.docker("logs", "target").splitlines()
     others = [line for line in log if " 200 GET " not in line]
-    assert len(others) < 100, others[:10]
+    assert len(others) <= ATTACKS[attack][0] + 10, others[:10]

@@ -94,7 +94,7 @@ def test_the_old_release_answers_again_after_one_that_fails(deployed):
 
 
 def test_a_release_that_needs_more_memory_is_recognised(deployed):
-    deployed.declare(STACK.replace("memory: 128M", "memory: 8M"))
+    deployed.declare(STACK.replace("memory: 512M", "memory: 8M"))
     failed = deployed.deploy("1")
     assert "non-zero exit (137)" in failed.output, failed.output
     assert "(memory: 8M in scripts/stack.yml)" in failed.output, failed.output
@@ -136,7 +136,7 @@ def test_what_is_declared_reaches_the_service_and_the_summary_says_what_runs_whe
     assert container["StopGracePeriod"] == 15_000_000_000
     assert container["Env"] == ["DRAIN_SECONDS=0"]  # nothing else would answer in mode host
     assert container["Ulimits"] == [{"Name": "nofile", "Hard": 10240, "Soft": 10240}]
-    limits = {"NanoCPUs": 1_000_000_000, "MemoryBytes": 128 * 1024 * 1024}
+    limits = {"NanoCPUs": 1_000_000_000, "MemoryBytes": 512 * 1024 * 1024}
     assert task["Resources"]["Limits"] == limits
     options = {"max-file": "3", "max-size": "10m"}
     assert task["LogDriver"] == {"Name": "json-file", "Options": options}
@@ -149,7 +149,7 @@ def test_all_that_was_set_is_gone_when_it_is_taken_out_again(deployed):
     before = deployed.spec()
     other = STACK.replace("cap_drop: [ALL]", "cap_drop: [NET_RAW, SYS_CHROOT]")
     other = other.replace("read_only: true", "read_only: false")
-    other = other.replace("memory: 128M", "memory: 64M").replace('cpus: "1"', 'cpus: "0.5"')
+    other = other.replace("memory: 512M", "memory: 64M").replace('cpus: "1"', 'cpus: "0.5"')
     other = other.replace("nofile: 10240", "nofile: 2048").replace("max-size: 10m", "max-size: 1m")
     other = other.replace(
         "    stop_grace_period",
@@ -220,7 +220,7 @@ def test_what_the_file_says_wrong_is_named_before_anything_changes(deployed):
     before = deployed.spec(), deployed.tasks()
     for old, new, word in [
         ("replicas: ${DEPLOY_REPLICAS}", "replicas: two", "replicas"),
-        ("memory: 128M", "memory: 128Mi", "memory"),
+        ("memory: 512M", "memory: 512Mi", "memory"),
         ("cap_drop: [ALL]", "cap_drops: [ALL]", "cap_drops"),
         ("cap_drop: [ALL]", "secrets: [PASSWORD]", "needs APP_SECRET_PASSWORD"),
     ]:

@@ -106,7 +106,7 @@ class Host:
 
     def deploy(self, declared, memory=None, **env):
         """Run scripts/deploy for what is declared; `memory` is what the file says instead."""
-        self.write("scripts/stack.yml", STACK.replace("128M", memory or f"{declared.memory}M"))
+        self.write("scripts/stack.yml", STACK.replace("512M", memory or f"{declared.memory}M"))
         env |= {"DEPLOY_IMAGE": self.releases[declared.release], "DEPLOY_PORT": str(declared.port)}
         if declared.greeting is not None:
             env["APP_GREETING"] = declared.greeting
@@ -329,7 +329,7 @@ class Deployments(RuleBasedStateMachine):
 
     def refused(self):
         untouched = set(self.untouched)
-        run = self.attempt(self.changed(self.newest()), memory="128Mi")
+        run = self.attempt(self.changed(self.newest()), memory="512Mi")
         assert "limits.memory" in run.reason().lower(), run.output
         self.untouched = untouched
 

@@ -202,7 +202,7 @@ ORDERS = """class OrdersHandler(Handler):
         self.write({"orders": {}["no such table"]})
 
 
-class NotFoundHandler("""
+def make_app("""
 ORDERS_TEST = """import requests
 
 
@@ -214,7 +214,7 @@ def test_orders(app_url):
 def test_a_500_in_a_test_ends_with_its_traceback_and_nothing_is_deployed(pipeline):
     before = answering(pipeline)
     assert before
-    pipeline.edit("server.py", "class NotFoundHandler(", ORDERS)
+    pipeline.edit("server.py", "def make_app(", ORDERS)
     pipeline.edit(
         "server.py", "    routes = [\n", '    routes = [\n        ("/orders", OrdersHandler),\n'
     )

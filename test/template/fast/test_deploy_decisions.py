@@ -306,7 +306,7 @@ def test_the_limit_that_was_met_is_named_with_its_file(job):
     real, job.swarm.service_ps = job.swarm.service_ps, None
     job.swarm.service_ps = lambda *a, **o: real(*a, **o).replace("exit (1)", "exit (137)")
     end = job.deploy("crash1")
-    assert "does it need more memory? (memory: 128M in scripts/stack.yml)" in end.output
+    assert "does it need more memory? (memory: 512M in scripts/stack.yml)" in end.output
 
 
 def test_a_secret_that_nobody_has_set_is_named_as_its_variable(job, declare):

@@ -96,7 +96,7 @@ def test(fork):
 
 def endpoint(fork):
     file, route, *_ = code("endpoint")
-    below = "\n\nclass NotFoundHandler("
+    below = "\n\ndef make_app("
     fork.edit(file, below, f"\n\n{block('class OrdersHandler')}{below}")
     first = '("/test", TextHandler),\n'
     fork.edit(file, first, f"{first}        {route}\n")

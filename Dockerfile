@@ -83,8 +83,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     set -e; \
     pip install --no-cache-dir --root-user-action=ignore -r scripts/parts/requirements.txt; \
     [ -n "$DEPLOY_SSH" ] || exit 0; \
-    find /etc/apt -name '*.list' -o -name '*.sources' | \
-        xargs sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|"; \
+    find /etc/apt \( -name '*.list' -o -name '*.sources' \) \
+        -exec sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|" {} +; \
     apt-get update; \
     apt-get install -y --no-install-recommends openssh-client; \
     rm -rf /var/lib/apt/lists/*
@@ -100,7 +100,7 @@ FROM environment AS release
 COPY --link --from=source app /app/
 USER 10001:10001
 EXPOSE 8744
-HEALTHCHECK --start-period=30s --start-interval=500ms --interval=10s --timeout=3s --retries=3 \
+HEALTHCHECK --start-period=30s --start-interval=0.5s --interval=10s --timeout=3s --retries=3 \
     CMD ["python", "-c", "from http.client import HTTPConnection as C; c = C('127.0.0.1', 8744); \
         c.request('GET', '/test'); exit(c.getresponse().status != 200)"]
 CMD ["python", "server.py"]
@@ -117,10 +117,10 @@ LABEL org.opencontainers.image.revision=$RELEASE \
 FROM release AS debug
 
 ARG DEBIAN_MIRROR=http://deb.debian.org/debian
-USER root
+USER 0
 RUN set -e; \
-    find /etc/apt -name '*.list' -o -name '*.sources' | \
-        xargs sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|"; \
+    find /etc/apt \( -name '*.list' -o -name '*.sources' \) \
+        -exec sed -i "s|http://deb.debian.org/debian|$DEBIAN_MIRROR|" {} +; \
     apt-get update; \
     apt-get install -y --no-install-recommends curl less lrzsz net-tools tmux vim; \
     rm -rf /var/lib/apt/lists/*; \

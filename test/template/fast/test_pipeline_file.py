@@ -5,15 +5,19 @@ What is asked of every job finds what is wrong, not what a fork does otherwise.
 
 import configparser
 import fnmatch
+import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from gitlab_ci import DEFAULT, INCLUDED, JOBS, PIPELINE, load, read
 from support import ROOT
@@ -346,18 +350,42 @@ def test_every_file_has_the_port_of_server_py(name, pattern):
     assert re.findall(pattern, read(name), re.MULTILINE) == [port]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("requirements.txt", "test/requirements.txt", "test/template/requirements.txt"),
-        "scripts/parts/requirements.txt",
-    ],
-)
-def test_every_requirement_is_pinned(name):
+REQUIREMENTS = [
+    *("requirements.txt", "test/requirements.txt", "test/template/requirements.txt"),
+    "scripts/parts/requirements.txt",
+]
+
+
+def requirements(name):
     lines = [line.partition(" #")[0] for line in read(name).splitlines()]
-    requirements = [line for line in lines if line and not line.startswith(("#", "-r "))]
-    for requirement in map(Requirement, requirements):
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-r "))]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_requirement_is_pinned(name):
+    for requirement in requirements(name):
         assert [one.operator for one in requirement.specifier] == ["=="]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS[1:])  # a fork adds to the first what it likes
+def test_what_a_package_needs_is_pinned_too(name):
+    """A package that no file names would be installed in the version of the day."""
+    others = [
+        ROOT / "test" / other for other in re.findall(r"^-r \.\./(\S+)", read(name), re.MULTILINE)
+    ]
+    pinned = {canonicalize_name(one.name) for file in [name, *others] for one in requirements(file)}
+    for requirement in requirements(name):
+        for needed in map(Requirement, importlib.metadata.requires(requirement.name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in pinned, (requirement.name, needed.name)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # Debian's mirrors keep one version of each package.
+    command = [shutil.which("hadolint", path=path), "--no-color", "--ignore=DL3008", "Dockerfile"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (answer.returncode, answer.stdout) == (0, "")
 
 
 def test_scripts_pipeline_finds_the_dind_image():

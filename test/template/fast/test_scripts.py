@@ -73,12 +73,15 @@ BUILD = f"""
         shift
     done"""
 DOCKER = {
+    "--version": "echo Docker version 29.7.2",
     "buildx version": "",
     "version": "",
     "login --username *": 'cat >> "$0.stdin"',
     "buildx build --output type=cacheonly *": "echo not found >&2; exit 1",
     "buildx build *": BUILD,
 }
+# As a docker that does not see the directory of the file that it is to write.
+SNAP = 'for word; do case $word in *.metadata) echo "open $word: no such file" ;; esac; done'
 REGISTRY = {
     "CI_REGISTRY": "registry.test",
     "CI_REGISTRY_USER": "robot",
@@ -250,7 +253,7 @@ def test_help_and_misuse(copy, name):
     assert re.match(rf"Usage: (scripts/)?{name}\b", help.stdout)
     assert "-h, --help" in help.stdout and "FACT" not in help.stdout
     assert max(len(line) for line in help.stdout.splitlines()) <= 110
-    short = copy.run(name, "-h")
+    short = copy.run(name, "-h", PYTHONSAFEPATH="1")  # which hides what lies beside a program
     assert (short.returncode, short.stderr, short.stdout) == (0, "", help.stdout)
     if name not in ("test", "serve"):  # what they do not know goes to pytest and server.py
         wrong = copy.run(name, "--no-such-option")
@@ -277,13 +280,32 @@ def test_help_and_misuse(copy, name):
             {"CI": "true"},
             "no container registry (switch it on: Settings > General",
         ),
+        (
+            {"docker": {"--version": "echo podman version 5.4.2"}},
+            {},
+            "docker is Podman here: install Docker (https://",
+        ),
+        (
+            {"docker": DOCKER},
+            {"RELEASE": "\u7248\u672c"},
+            "no header can carry RELEASE '\u7248\u672c' (",
+        ),
+        (
+            {
+                "docker": DOCKER
+                | {"version": error("client version 1.52 is too new. API version 1.41")}
+            },
+            {"CI": "true", "CI_REGISTRY_IMAGE": "registry.test/app", "ENGINE_SECONDS": "0"},
+            "this docker and its engine do not fit: client version 1.52 is too new.",
+        ),
+        ({"docker": but({"buildx build --target *": SNAP})}, {}, "from snap, it has a /tmp of its"),
     ],
-    ids=["docker", "buildx", "slash", "variable", "registry"],
+    ids="docker buildx slash variable registry podman release engine snap".split(),
 )
 def test_build_says_what_is_missing_before_it_builds(copy, commands, env, words):
     copy = copy(**commands)
     assert words in reason(copy.run("build", **env))
-    assert copy.calls("buildx build --target") == []
+    assert len(copy.calls("buildx build --target")) == ("snap" in words)
 
 
 @pytest.mark.parametrize("name", [None, "DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_CERT_PATH"])
@@ -657,7 +679,7 @@ def test_venv_says_what_is_missing(copy, commands, file, words):
 
 def test_venv_installs_a_file_again_only_after_a_change(copy):
     copy = copy(python3={"-c *": ""})
-    pip = {"-c *": "", "-m pip install * test/requirements.txt": ""}
+    pip = {"-c *": "", "-m pip install *requirements.txt": ""}
     stand_in(copy.path / ".venv/bin/python", pip)
     runs = [copy.run("venv", "test/requirements.txt") for _ in range(2)]
     (copy.path / "requirements.txt").write_text("# changed\n")
@@ -665,6 +687,13 @@ def test_venv_installs_a_file_again_only_after_a_change(copy):
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert ["Installing" in run.stdout for run in runs] == [True, False, True]
     assert runs[1].stdout == ""
+    # The service's come last: its version of a package counts.
+    files = [
+        call.split()[-1]
+        for call in copy.read(".venv/bin/python.log").splitlines()
+        if "pip install" in call
+    ]
+    assert files == 2 * ["test/requirements.txt", "requirements.txt"]
 
 
 def test_venv_tries_again_after_pip_has_failed(copy):

@@ -34,9 +34,12 @@ def update_every_version(template):
     template.append("README.md", "Newer.\n")
 
 
-@pytest.fixture
-def fork(tmp_path):
-    """The fork, with all that it changed; its `expected` is the tree that it should arrive at."""
+@pytest.fixture(params=["a clone", "an archive"])
+def fork(tmp_path, request):
+    """The fork, with all that it changed; its `expected` is the tree that it should arrive at.
+
+    Made from an archive, it lacks the history of the commit `old`.
+    """
     fork = Checkout(tmp_path / "fork")
     fork.run("git", "checkout", "--quiet", "-b", "newest")
     update_every_version(fork)
@@ -48,7 +51,12 @@ def fork(tmp_path):
     fork.expected = fork.run("git", "rev-parse", "HEAD^{tree}").stdout
     old = fork.run("git", "log", "-1", "--format=%H", "--grep=^Upgrade:", newest).stdout.strip()
     # A copy without the history has at least what Renovate does.
-    fork.run("git", "checkout", "--quiet", "-B", "main", old or f"{newest}~")
+    fork.old = old or fork.run("git", "rev-parse", f"{newest}~").stdout.strip()
+    fork.run("git", "checkout", "--quiet", "-B", "main", fork.old)
+    fork.has_history = request.param == "a clone"
+    if not fork.has_history:
+        fork.run("git", "checkout", "--quiet", "--orphan", "archive")
+        fork.commit("First")
     pieces.do(fork, *pieces.EVERY_ONE)
     return fork
 
@@ -61,6 +69,10 @@ def test_a_newer_template_conflicts_only_with_what_was_deleted(fork):
     }
     fetch, merge, remove, commit = pieces.block("git fetch").splitlines()
     fork.run("sh", "-c", fetch)
+    if not fork.has_history:
+        join = re.search(r"`(git merge .*) COMMIT`", pieces.SECTION)[1]
+        fork.run("sh", "-c", f"{join} --no-edit {fork.old}", **author)
+        fork.run("sh", "-c", fetch)
     fork.run("sh", "-c", merge, check=False, **author)
     conflicts = fork.run("git", "diff", "--name-only", "--diff-filter=U").stdout.split()
     deleted = (".ci/", "test/template/")

@@ -81,13 +81,16 @@ def test_settings_and_secrets_reach_the_service_and_another_pythons_variables_do
         APP_DATABASE_HOST="database",
         APP_SECRET_DATABASE_PASSWORD=str(tmp_path / "password"),
         PYTHONHOME="/nowhere",
+        PYTHONSAFEPATH="1",  # would hide the second module
     )
+    (service.source.parent / "store.py").write_text("ORDERS = []\n")
     values = (
         'os.environ["APP_DATABASE_HOST"], open(os.environ["APP_SECRET_DATABASE_PASSWORD"]).read()'
     )
     text = service.source.read_text()
     service.change_until(
-        text.replace("\nRELEASE", f"\nprint({values})\nRELEASE"), "database pa55word"
+        text.replace("\nRELEASE", f"\nimport store\nprint({values}, store.ORDERS)\nRELEASE"),
+        "database pa55word []",
     )
 
 

@@ -6,6 +6,7 @@ they may do. GET /state tells what it knows, PUT /reset makes it forget, and PUT
 (answered after SECONDS).
 """
 
+import contextlib
 import http.server
 import json
 import re
@@ -42,7 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(BrokenPipeError):  # a client that was killed
+            self.wfile.write(data)
 
     def handle_any(self):
         url = urlsplit(self.path)

@@ -159,9 +159,9 @@ class Host:
         return self.run(f"--url={URL}", "--project=17", *arguments, **env)
 
     @contextlib.contextmanager
-    def started(self):
-        """Start to register both runners; the block may interrupt that."""
-        command = self.command(f"--url={URL}", "--project=17", **CREATE)
+    def started(self, *arguments):
+        """Start to register runners; the block may interrupt that."""
+        command = self.command(f"--url={URL}", "--project=17", *arguments, **CREATE)
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(command, **output) as run:
             yield run
@@ -242,10 +242,14 @@ def registered(bare):
     return bare
 
 
+# What is not about the runner for builds does without: each call would try a dind, for seconds.
+DEPLOY = "--only=deploy"
+
+
 @pytest.fixture
 def deploying(host):
-    """A host with the deploy runner alone, for which no dind is tried: that takes some seconds."""
-    run = host.register("--only=deploy", GITLAB_TOKEN="glpat-manage")
+    """A host with the deploy runner alone."""
+    run = host.register(DEPLOY, GITLAB_TOKEN="glpat-manage")
     assert run.returncode == 0, run.stdout
     return host
 
@@ -454,8 +458,7 @@ def test_a_registration_token_of_an_older_server_makes_both(host):
     ],
 )
 def test_wrong_input_ends_in_one_line_and_leaves_nothing(host, arguments, env, words):
-    # The deploy runner, for which no dind is tried: that takes some seconds.
-    assert words in reason(host.register("--only=deploy", *arguments, **env))
+    assert words in reason(host.register(DEPLOY, *arguments, **env))
     assert host.left() == BARE and host.runners() == {}
 
 
@@ -463,47 +466,48 @@ def test_a_server_that_fails_ends_in_one_line_and_a_second_run_heals_it(host):
     faults = {"500": "GitLab answers 500", "422": "GitLab answers 422", "cut": "GitLab answers not"}
     for fault, words in faults.items():
         host.gitlab(f"/fault/{fault}", "PUT")
-        assert words in reason(host.register("--only=deploy", GITLAB_TOKEN="glpat-create"))
+        assert words in reason(host.register(DEPLOY, GITLAB_TOKEN="glpat-create"))
         assert host.left() == BARE
-    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0 and len(host.runners()) == 2
+    assert host.register(DEPLOY, GITLAB_TOKEN="glpat-create").returncode == 0
+    assert len(host.runners()) == 1
 
 
 def test_of_a_runner_that_gitlab_made_too_late_it_says_where_to_look(host):
     host.gitlab("/fault/slow:23", "PUT")  # it waits for 20
-    said = reason(host.register(GITLAB_TOKEN="glpat-create"))
+    said = reason(host.register(DEPLOY, GITLAB_TOKEN="glpat-create"))
     assert "timed out" in said and "if it timed out: Settings > CI/CD > Runners" in said
     await_true(lambda: len(host.runners()) == 1)
     assert host.left() == BARE
 
 
-@pytest.mark.parametrize("words", ["the build", "swarm"])
+@pytest.mark.parametrize("words", ["the deploy", "swarm"])
 def test_an_interrupted_run_makes_no_runner_twice(host, words):
     host.gitlab("/fault/slow:3", "PUT")
-    with host.started() as run:
+    with host.started(DEPLOY) as run:
         for line in run.stdout:
             if words in line:
                 host.signal("TERM")
         assert run.wait(60) == 1
     assert host.left() == BARE and host.runners() == {}
-    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
-    assert len(host.runners()) == 2
+    assert host.register(DEPLOY, GITLAB_TOKEN="glpat-create").returncode == 0
+    assert len(host.runners()) == 1
 
 
 @pytest.mark.parametrize("words", ["dind", "swarm", "the build", "the deploy", "Checking"])
 def test_killed_at_any_step_and_called_again_it_leaves_no_runner_that_nobody_knows(host, words):
     """Twice: what a killed call has left may be half done, too."""
-    said = ""
+    said, only = "", () if words in ("dind", "the build") else (DEPLOY,)
     for _ in range(2):
         if "the " in words:  # while GitLab makes it, the worst moment
             host.gitlab("/fault/slow:1", "PUT")
-        with host.started() as run:
+        with host.started(*only) as run:
             for line in run.stdout:
                 said += line
                 if line.startswith("==>") and words in line:
                     host.signal("KILL")
             run.wait(60)
         await_true(lambda: host.gitlab()["fault"] == "")  # it has heard the call
-    last = host.register(GITLAB_TOKEN="glpat-create")
+    last = host.register(*only, GITLAB_TOKEN="glpat-create")
     assert last.returncode == 0, last.stdout
     known = [runner["token"] for runner in host.config()[1].values()]
     unknown = [it["description"] for it in host.runners().values() if it["token"] not in known]
@@ -516,17 +520,17 @@ def test_when_the_disk_is_full_the_runner_in_gitlab_is_deleted_again(host):
     full = "--label register-runner=docker:29.7.2-cli"
     full += " --opt type=tmpfs --opt device=tmpfs --opt o=nr_inodes=1"
     host.sh(f"docker volume create {full} ci-runner")
-    said = reason(host.register(GITLAB_TOKEN="glpat-manage"))
+    said = reason(host.register(DEPLOY, GITLAB_TOKEN="glpat-manage"))
     assert "cannot write into the volume ci-runner: " in said
     assert host.runners() == {}
     host.sh("docker volume rm ci-runner")
-    assert host.register(GITLAB_TOKEN="glpat-manage").returncode == 0
+    assert host.register(DEPLOY, GITLAB_TOKEN="glpat-manage").returncode == 0
 
 
 def test_of_several_addresses_the_swarm_takes_the_one_of_the_way_out(host):
     host.sh("ip address add 10.78.0.1/24 dev eth0")
     try:
-        run = host.run(f"--url={URL}", "--project=17", GITLAB_TOKEN="glpat-create")
+        run = host.register(DEPLOY, GITLAB_TOKEN="glpat-create")
         assert run.returncode == 0, run.stdout
         address = host.sh("docker info --format '{{.Swarm.NodeAddr}}'").strip()
         assert re.search(r" src (\S+)", host.sh("ip route get 1.1.1.1"))[1] == address
@@ -543,7 +547,7 @@ def test_the_networks_of_a_new_swarm_overlap_none_of_the_host(host, addresses):
     for address in addresses:
         host.sh(f"ip address add {address} dev eth0")
     try:
-        run = host.register(GITLAB_TOKEN="glpat-create")
+        run = host.register(DEPLOY, GITLAB_TOKEN="glpat-create")
         assert run.returncode == 0, run.stdout
         show = "docker network inspect --format '{{range .IPAM.Config}}{{.Subnet}}{{end}}' ingress"
         subnet = ipaddress.ip_network(await_true(lambda: host.sh(show, check=False).strip()))
@@ -558,7 +562,7 @@ def test_the_networks_of_a_new_swarm_overlap_none_of_the_host(host, addresses):
 def test_a_swarm_that_cannot_be_made_leaves_nothing(host):
     host.serve("taken", 2377)
     try:
-        said = reason(host.register(GITLAB_TOKEN="glpat-create"))
+        said = reason(host.register(DEPLOY, GITLAB_TOKEN="glpat-create"))
     finally:
         host.sh("docker rm --force taken")
     assert "cannot make a swarm: " in said and "address already in use" in said
@@ -622,7 +626,7 @@ def test_a_lost_volume_of_dind_is_made_again(host):
 
 def test_a_swarm_of_somebody_else_stays_as_it_is(host):
     host.sh("docker swarm init --advertise-addr 127.0.0.1")
-    assert host.register(GITLAB_TOKEN="glpat-create").returncode == 0
+    assert host.register(DEPLOY, GITLAB_TOKEN="glpat-create").returncode == 0
     assert host.run("--unregister").returncode == 0
     assert host.left() == ([], [], "active")
 
@@ -644,7 +648,7 @@ def test_two_calls_at_once_make_no_runner_twice(host):
 
 def test_two_names_at_once_share_the_host(host):
     names = ("ci-runner", "ci-runner-b")
-    options = (f"--url={URL}", "--project=17")
+    options = (f"--url={URL}", "--project=17", DEPLOY)
     runs = [
         subprocess.Popen(
             host.command(*options, f"--name={name}", GITLAB_TOKEN="glpat-create"),
@@ -655,7 +659,7 @@ def test_two_names_at_once_share_the_host(host):
     ]
     outputs = [run.communicate(timeout=200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    assert len(host.runners()) == 4
+    assert len(host.runners()) == 2
     for name in names:
         assert host.run("--unregister", f"--name={name}").returncode == 0
     assert host.left()[:2] == ([], []) and host.runners() == {}
@@ -718,7 +722,7 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
     host.serve("gitlab-tls", 8443, "/tmp/gitlab.crt", "/tmp/gitlab.key")
 
     def register(url, *arguments):
-        return host.register(f"--url={url}", *arguments, GITLAB_TOKEN="glpat-create")
+        return host.register(f"--url={url}", DEPLOY, *arguments, GITLAB_TOKEN="glpat-create")
 
     try:
         unknown = reason(register("https://10.77.0.1:8443"))
@@ -731,7 +735,7 @@ def test_a_private_ca_is_asked_for_and_then_trusted(host):
         trusted = "--ca-file=/tmp/windows.crt"
         run = register("https://10.77.0.1:8443", trusted)
         assert run.returncode == 0, run.stdout
-        assert "ok: GitLab accepts the build runner" in run.stdout
+        assert "ok: GitLab accepts the deploy runner" in run.stdout
         state = host.state()
         for again in ((), (trusted,)):  # it is remembered
             assert host.run(*again).returncode == 0 and host.state() == state

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import requests
+
 from support import ROOT, await_true, free_port
 
 # The registry of the pipeline's host.
@@ -260,6 +262,25 @@ class Pipeline(Checkout):
             names[variant] = digest.strip()
             self.docker("rmi", "--force", name)
         return names
+
+
+def environment_is_cached(log):
+    """True when the builds took all packages from the cache, False when one installed some."""
+    assert "==> Building release\n" in log and "==> Building test\n" in log, log
+    return not re.search(r"\[\S+ \d/\d\] RUN ", log)  # cached steps are not shown
+
+
+def result(log, job):
+    """What the closing table says of a job."""
+    return re.search(rf"^{job} +(passed|failed|not run)", log, re.MULTILINE)[1]
+
+
+def answering(pipeline):
+    """Return the release that answers, or None."""
+    try:
+        return requests.get(pipeline.url, timeout=10).headers["X-Release"]
+    except requests.ConnectionError:
+        return None
 
 
 class Deployment:

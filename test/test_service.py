@@ -1,9 +1,22 @@
-"""The contract: what a service must do so that image, tests and deployment work.
+"""The contract: what a service must do, whatever its framework, for all else here to work.
 
-It holds whatever the framework. A service that keeps it needs no other change of the template.
+- `python server.py` listens on the port of the Dockerfile; it prints "listening on port N (release
+  R)".
+- Its options are --port (0 takes a free one) and --address.
+- It runs as user 10001, writes no file (but below /dev/shm), and needs no more than 512 MB.
+- GET and POST /test answer 200 when it can serve.
+- Each answer, refusals too, has the header X-Release: SERVICE_RELEASE, or "dev" if that is empty.
+- It reads settings from APP_..., and secrets from the files that APP_SECRET_... name.
+- Its log is standard output.
+- After SIGTERM it goes on answering for DRAIN_SECONDS (5), soon with "Connection: close", finishes
+  what is in flight within five seconds, and ends with status 0. SIGINT ends it without the wait.
+
+A service that keeps it needs none of the other tests here, which are of Tornado's handlers, options
+and limits.
 """
 
 import os
+import signal
 import time
 
 import pytest
@@ -59,6 +72,14 @@ def test_after_sigterm_it_answers_for_the_drain_time_and_ends(draining):
         began, answered = time.monotonic(), load.total()
         draining.signal()
         await_true(lambda: load.total() > answered + 50)  # a load balancer still sends requests
+        await_true(lambda: requests.get(draining.url + PATH).headers.get("Connection") == "close")
     assert not load.failed, load.losses()
     assert draining.end()[0] == 0
     assert 2 <= time.monotonic() - began < 10
+
+
+def test_sigint_ends_it_without_the_drain(draining):
+    began = time.monotonic()
+    draining.signal(signal.SIGINT)
+    assert draining.end()[0] == 0
+    assert time.monotonic() - began < 2

@@ -224,6 +224,31 @@ def test_a_job_that_is_cancelled_while_it_migrates_touches_nothing(stack):
     await_true(lambda: not stack.pipeline.docker(*migrating), seconds=30)
 
 
+def on_the_host(fork, words, **options):
+    """Run the line of README.md, "On the host", that has these words; without a terminal."""
+    [line] = [line for line in pieces.ON_THE_HOST.splitlines() if words in line]
+    return fork.host("sh", "-ec", f"cd /tmp; {line.replace(' -it ', ' -i ')}", **options)
+
+
+def test_what_an_operator_does_on_the_host_works_as_the_page_says(fork, stack):
+    server = stack.running("server")
+    assert "app_server.1" in on_the_host(fork, "service ps")
+    assert on_the_host(fork, "exec -it", input="cat server.py\n").startswith('"""')
+    line = "timeout 5 docker service logs --follow app_server"
+    assert line.partition(" 5 ")[2] in pieces.ON_THE_HOST
+    assert "listening on port 9000" in fork.host("sh", "-c", line, check=False)
+    on_the_host(fork, "--force")
+    assert not set(stack.running("server")) & set(server)
+    await_true(lambda: fork.answering(fork.port) == stack.first, seconds=60)
+
+    before = stack.migrated()
+    on_the_host(fork, "pg_dump")
+    psql = ("psql", "--username=postgres", "-qc", "DROP TABLE migrations")
+    stack.in_service(*psql, service="app_database")
+    on_the_host(fork, "# restore")
+    assert stack.migrated() == before
+
+
 def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, stack):
     before = stack.migrated()
     fork.run("docker", "restart", fork.container())
@@ -292,3 +317,23 @@ def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     result = json.loads(load.communicate(timeout=60)[0])
     assert set(result["answered"]) == {fork.first, stack.first}
     assert result["failed"] == []
+
+
+def test_a_stack_that_is_removed_leaves_its_volumes(fork, stack):
+    on_the_host(fork, "stack rm")
+    await_true(lambda: not fork.docker("ps", "--quiet", "--filter=name=app_"), seconds=60)
+    assert "app_database" in fork.docker("volume", "ls", "--quiet").split()
+
+
+def test_a_service_with_another_framework_is_built_tested_and_deployed(fork, stack):
+    """Slow: its environment is another one."""
+    fork.run("git", "checkout", "--quiet", fork.first)
+    pieces.do(fork, pieces.another_framework)
+    fork.edit("server.py", "8744", "9000")
+    commit = fork.commit("Keep the container port")
+    push = fork.push()
+    passed = dict.fromkeys(["build", "test", "deploy", "staging"], "passed")
+    assert results(push) == passed, push.stdout
+    answer = requests.get(fork.url, timeout=10)
+    assert (answer.text, answer.headers["X-Release"]) == ("test gitlab_cicd api success", commit)
+    assert "Uvicorn running" in fork.docker("service", "logs", "app_server")

@@ -5,8 +5,11 @@ import re
 from pipelines import blocks
 from support import ROOT
 
-SECTION = (ROOT / "README.md").read_text().partition("## Make it yours")[2].partition("\n## ")[0]
+README = (ROOT / "README.md").read_text()
+SECTION = README.partition("## Make it yours")[2].partition("\n## ")[0]
 BLOCKS = [text for _, text in blocks(SECTION)]
+[[_, ON_THE_HOST]] = blocks(README.partition("## On the host")[2].partition("\n## ")[0])
+FRAMEWORK = "fastapi==0.165.0\nuvicorn==0.54.0\n"
 WORKER = """import signal
 import time
 
@@ -133,6 +136,21 @@ def a_database_for_tests(fork):
 
 def staging(fork):
     fork.append(".gitlab-ci.yml", "\n" + block("staging:"))
+
+
+def another_framework(fork):
+    file, server, *_ = code("Another framework")
+    [remove] = [line for line in code("Another framework") if line.startswith("git rm")]
+    write(fork, server, (ROOT / file).read_text())
+    imports = "http.client, tornado.httpserver, tornado.options, tornado.web"
+    fork.edit("Dockerfile", imports, "http.client, fastapi, uvicorn")
+    for name, packages, instead in (
+        ("requirements.txt", "tornado", FRAMEWORK),
+        ("test/requirements.txt", "tornado|pytest-tornado|setuptools", ""),
+    ):
+        text = (fork.path / name).read_text()
+        write(fork, name, re.sub(rf"^({packages})==.*\n", instead, text, flags=re.MULTILINE))
+    fork.run("sh", "-euc", " ".join(remove.split()))
 
 
 def do(fork, *pieces):

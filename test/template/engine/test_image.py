@@ -191,8 +191,10 @@ def test_the_debian_mirror_of_the_debug_image_is_a_setting(pipeline, source):
 
 def test_the_image_for_deployments_has_ssh_where_it_is_asked_for(pipeline, source):
     for host, expected in (("tcp://host:2376", "no ssh"), ("ssh://root@host", "OpenSSH_")):
-        build = f"cd {source} && DEPLOY_HOST={host} RELEASE=hand scripts/build deploy 2>&1"
-        pipeline.host("sh", "-c", build, timeout=300)
+        env = f"DEPLOY_HOST={host} RELEASE=hand"
+        build = f"cd {source} && {env} scripts/build deploy 2>&1; echo status $?"
+        output = pipeline.host("sh", "-c", build, timeout=300)
+        assert "status 0" in output, output
         tools = "docker --version; command -v pytest; ssh -V 2>&1 || echo no ssh"
         found = pipeline.docker("run", "--rm", "app:deploy", "sh", "-c", tools)
         assert "Docker version" in found and expected in found and "pytest" not in found

@@ -59,7 +59,7 @@ SLOW = """
 import asyncio
 
 async def get(self):
-    await asyncio.sleep(0 if self.request.query else 0.5)
+    await asyncio.sleep(0 if self.request.query else 0.3)
     self.write("slow")
 
 server.TextHandler.get = get

@@ -38,6 +38,7 @@ class Server(uvicorn.Server):
             os._exit(128 + number)
         # Each answer now asks its client to connect anew, elsewhere.
         self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers.append(CLOSE)  # until uvicorn looks there again
         drain = float(os.environ.get("DRAIN_SECONDS") or 5) if number == signal.SIGTERM else 0
         stop = (drain, setattr, self, "should_exit", True)
         self.loop.call_soon_threadsafe(self.loop.call_later, *stop)

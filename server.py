@@ -1,15 +1,15 @@
 """A small Tornado service: GET and POST /test answer with one line of text.
 
 The first half is yours: options, handlers, routes. The second half keeps the service up while it is
-updated, stopped or attacked, whatever the first half does.
+updated, stopped or attacked, and depends on nothing in the first but the base of handlers.
 
 Run `python server.py --help` for its options. The environment variable SERVICE_RELEASE names the
 commit that the service was built from; its answers carry it in the header X-Release.
 """
 
 import asyncio
-import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -73,7 +73,7 @@ MEMORY = 400 * 2**20  # bytes that all connections may occupy, of the 512 MB of 
 # opens up to 128 before the first of them is counted; some 30 remain for the rest.
 IDLE = max(2**17, MEMORY // max(16, os.sysconf("SC_OPEN_MAX") - 160))
 
-held, total = {}, 0  # bytes and newest request by connection; over IDLE while one is in flight
+held, total = {}, 0  # by connection: bytes, over IDLE while a request is in flight; newest request
 
 
 def hold(connection, size, request=None):
@@ -85,8 +85,7 @@ def hold(connection, size, request=None):
     while total > MEMORY:
         # Not one that has been received whole and is not answered yet. Tornado's names are private.
         spare = (c for c, (_, r) in held.items() if r._write_finished or not r._read_finished)
-        if not (quietest := next(spare, None)):
-            break
+        quietest = next(spare)  # the caller's own, if there is no other
         total -= held.pop(quietest)[0]
         quietest.stream.close()
 
@@ -110,7 +109,7 @@ class NotFoundHandler(Handler):
 
 @stream_request_body
 class RefusalHandler(Handler):
-    """Answers before the body has arrived, then drops it: closing would reset, answer and all."""
+    """Answers at once, then reads the body and drops it: closing would reset, answer and all."""
 
     def prepare(self):
         self.request.headers.pop("Expect", None)  # or else Tornado asks for the body
@@ -123,9 +122,13 @@ class RefusalHandler(Handler):
     def data_received(self, chunk):
         pass
 
+    def on_finish(self):
+        self.request.connection.close()
+
     def on_connection_close(self):  # the body has not ended in time
         super().on_connection_close()
-        self.application.log_request(self)
+        if not self._finished:
+            self.application.log_request(self)
 
     get = post = put = patch = delete = options = lambda self: self.finish()
 
@@ -134,8 +137,8 @@ class Service(Application):
     """Refuses what no handler should see; prints a line of access log for each request."""
 
     def find_handler(self, request, **kwargs):  # called when a request's header is complete
-        length = request.headers.get("Content-Length", "0").lstrip("0")[:18] or "0"
-        known = length.isdecimal() and "Transfer-Encoding" not in request.headers
+        length = request.headers.get("Content-Length", "0").lstrip("0") or "0"
+        known = re.fullmatch("[0-9]{1,18}", length) and "Transfer-Encoding" not in request.headers
         body = int(length) if known else MAX_BODY
         request.refused = 413 if body > MAX_BODY else 0  # Tornado alone answers with a bare 400
         if not request.uri.isascii():
@@ -150,17 +153,21 @@ class Service(Application):
             request.path = "/" + request.path.partition("//")[2].partition("/")[2]
         return super().find_handler(request, **kwargs)
 
-    def log_request(self, handler):
+    def log_request(self, handler):  # called when it is answered
         now, request = time.strftime("%Y-%m-%dT%H:%M:%S%z"), handler.request
+        connection, stream = request.server_connection, request.connection.stream
+        if connection in held and stream._write_buffer:  # what the client does not read yet
+            size = held[connection][0] + len(stream._write_buffer)
+            hold(connection, size, request.connection)
         line = f"{now} {handler.get_status()} {request.method} {ascii(request.path[:200])[1:-1]}"
         # print, because the logging module would cost a fifth of the requests per second.
         print(f"{line} {1000 * request.request_time():.1f}ms", flush=True)
 
 
 def printable(record):
-    """Let what Tornado says of a malformed request into the log, without control characters."""
-    if record.levelno == logging.INFO:
-        record.msg, record.args = ascii(record.getMessage())[1:-1], ()
+    """Let what Tornado says of a malformed request into the log, without what could harm there."""
+    if not record.exc_info:
+        record.msg, record.args = ascii(record.getMessage()[:200])[1:-1], ()
     return True
 
 

@@ -42,9 +42,9 @@ def test_an_attack_harms_nobody_else(attacked):
     state = json.loads(host.docker("inspect", "--format={{json .State}}", "target"))
     assert state["Running"] and not state["OOMKilled"]
     assert not result["failed"], f"{len(result['failed'])} failed: {result['failed'][:3]}"
-    if attack in UNREAD:
-        return  # they get as many answers as they ask for: others wait for their turn
     assert result["slowest"] < 5 and result["answered"] > 20
+    if attack in UNREAD:
+        return  # they may have all of the processor, as long as others get their turn
     assert result["processor"] < 0.5
     log = host.docker("logs", "target").splitlines()
     others = [line for line in log if " 200 GET " not in line]

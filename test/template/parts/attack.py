@@ -2,9 +2,9 @@
 
 `python attack.py NAME PORT` attacks 127.0.0.1:PORT for some seconds and prints as JSON
 {"answered": count, "failed": [...], "slowest": seconds} of the well-behaved client, besides
-"processor", the share of one that the service takes while the attack is kept up, and "memory", the
-most that it took, in kB. It shares network and processes with the attacked container, whose service
-is process 1, and stops by itself.
+"connections", how many could be opened, "processor", the share of one that the service takes while
+the attack is kept up, and "memory", the most that it took, in kB. It shares network and processes
+with the attacked container, whose service is process 1, and stops by itself.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def open_connections(count, port):
 
 def hold_unread(connections, data):
     """Send the data again and again on each connection; read nothing."""
-    selector = selectors.DefaultSelector()
+    selector, data = selectors.DefaultSelector(), memoryview(data)
     for connection in connections:
         connection.setblocking(False)
         selector.register(connection, selectors.EVENT_WRITE, 0)

@@ -80,6 +80,8 @@ DOCKER = {
     "buildx build --output type=cacheonly *": "echo not found >&2; exit 1",
     "buildx build *": BUILD,
 }
+# As the package podman-docker of Debian says it.
+PODMAN = "echo Emulate Docker CLI using podman. >&2; echo podman version 5.4.2"
 # As a docker that does not see the directory of the file that it is to write.
 SNAP = 'for word; do case $word in *.metadata) echo "open $word: no such file" ;; esac; done'
 REGISTRY = {
@@ -281,7 +283,7 @@ def test_help_and_misuse(copy, name):
             "no container registry (switch it on: Settings > General",
         ),
         (
-            {"docker": {"--version": "echo podman version 5.4.2"}},
+            {"docker": {"--version": PODMAN}},
             {},
             "docker is Podman here: install Docker (https://",
         ),

@@ -5,16 +5,18 @@
 - Its options are --port (0 takes a free one) and --address.
 - It runs as user 10001, writes no file (but below /dev/shm), and needs no more than 512 MB.
 - GET and POST /test answer 200 when it can serve.
-- Each answer, refusals too, has the header X-Release: SERVICE_RELEASE, or "dev" if that is empty.
+- Each answer to valid HTTP, 404 and 405 too, has the header X-Release: SERVICE_RELEASE, or "dev" if
+  that is empty.
 - It reads settings from APP_..., and secrets from the files that APP_SECRET_... name.
 - Its log is standard output.
 - After SIGTERM it goes on answering for DRAIN_SECONDS (5), with "Connection: close", finishes what
   is in flight within five seconds, and ends with status 0. SIGINT ends it without the wait.
 
-A service that keeps it needs none of the other tests here, which are of Tornado's handlers, options
-and limits.
+Memory, files, settings and secrets are tried when it is deployed. A service that keeps the contract
+needs none of the other tests here, which are of Tornado's handlers, options and limits.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -54,8 +56,8 @@ def test_connections_are_kept_alive(app_url):
 
 @pytest.fixture
 def draining():
-    """`python server.py`, told by the environment to answer for a second after SIGTERM."""
-    service = Service(env={"DRAIN_SECONDS": "1", "SERVICE_RELEASE": ""})
+    """`python server.py`, told by the environment to answer for two seconds after SIGTERM."""
+    service = Service(env={"DRAIN_SECONDS": "2", "SERVICE_RELEASE": ""})
     yield service
     service.close()
 
@@ -75,11 +77,10 @@ def test_after_sigterm_it_answers_for_the_drain_time_and_ends(draining):
         await_true(lambda: load.total() > answered + 20)  # a load balancer still sends requests
     assert not load.failed, load.losses()
     assert draining.end()[0] == 0
-    assert 1 <= time.monotonic() - began < 10
+    assert 2 <= time.monotonic() - began < 10
 
 
-def test_sigint_ends_it_without_the_drain(draining):
-    began = time.monotonic()
-    draining.signal(signal.SIGINT)
-    assert draining.end()[0] == 0
-    assert time.monotonic() - began < 2
+def test_sigint_ends_it_without_the_drain():
+    with contextlib.closing(Service(env={"DRAIN_SECONDS": "600"})) as service:
+        service.signal(signal.SIGINT)
+        assert service.end()[0] == 0

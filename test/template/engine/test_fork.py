@@ -226,8 +226,11 @@ def test_a_job_that_is_cancelled_while_it_migrates_touches_nothing(stack):
 
 def on_the_host(fork, words, **options):
     """Run the line of README.md, "On the host", that has these words; without a terminal."""
-    [line] = [line for line in pieces.ON_THE_HOST.splitlines() if words in line]
-    return fork.host("sh", "-ec", f"cd /tmp; {line.replace(' -it ', ' -i ')}", **options)
+    lines = pieces.ON_THE_HOST.splitlines()
+    [line] = [line for line in lines if words in line]
+    [database] = [line for line in lines if line.startswith("db=")]
+    code = f"cd /tmp; {database}; {line.replace(' -it ', ' -i ')}"
+    return fork.host("sh", "-ec", code, **options)
 
 
 def test_what_an_operator_does_on_the_host_works_as_the_page_says(fork, stack):

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,8 +28,10 @@ class Server(uvicorn.Server):
     """Tells where it listens, and drains."""
 
     async def startup(self, sockets=None):
-        await super().startup(sockets)
         self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if not self.started:  # the application has said why
+            return
         port = sockets[0].getsockname()[1]
         print(f"listening on port {port} (release {RELEASE})", flush=True)
 
@@ -38,7 +41,7 @@ class Server(uvicorn.Server):
             os._exit(128 + number)
         # Each answer now asks its client to connect anew, elsewhere.
         self.config.encoded_headers.append(CLOSE)
-        self.server_state.default_headers.append(CLOSE)  # until uvicorn looks there again
+        self.server_state.default_headers.append(CLOSE)  # which uvicorn copies once a second
         drain = float(os.environ.get("DRAIN_SECONDS") or 5) if number == signal.SIGTERM else 0
         stop = (drain, setattr, self, "should_exit", True)
         self.loop.call_soon_threadsafe(self.loop.call_later, *stop)
@@ -56,4 +59,6 @@ if __name__ == "__main__":
         headers=[("X-Release", RELEASE)],
         timeout_graceful_shutdown=5,
     )
-    Server(config).run(sockets=[config.bind_socket()])
+    server = Server(config)
+    server.run(sockets=[config.bind_socket()])
+    sys.exit(not server.started)

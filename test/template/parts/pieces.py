@@ -9,7 +9,21 @@ README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## Make it yours")[2].partition("\n## ")[0]
 BLOCKS = [text for _, text in blocks(SECTION)]
 [[_, ON_THE_HOST]] = blocks(README.partition("## On the host")[2].partition("\n## ")[0])
-FRAMEWORK = "fastapi==0.165.0\nuvicorn==0.54.0\n"
+FRAMEWORK = """fastapi==0.165.0
+uvicorn==0.54.0
+annotated-doc==0.0.7
+annotated-types==0.8.0
+anyio==4.16.0
+click==8.5.1
+h11==0.16.0
+idna==3.20
+opentelemetry-api==1.45.2
+pydantic==2.14.4
+pydantic_core==2.50.5
+starlette==1.10.0
+typing-inspection==0.4.5
+typing_extensions==4.16.0
+"""
 WORKER = """import signal
 import time
 
@@ -101,8 +115,8 @@ def endpoint(fork):
     file, route, *_ = code("endpoint")
     below = "\n\ndef make_app("
     fork.edit(file, below, f"\n\n{block('class OrdersHandler')}{below}")
-    first = '("/test", TextHandler),\n'
-    fork.edit(file, first, f"{first}        {route}\n")
+    above = '("/test", TextHandler),\n'
+    fork.edit(file, above, f"{above}        {route}\n")
 
 
 def worker(fork):

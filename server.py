@@ -55,9 +55,13 @@ class TextHandler(Handler):
     post = get
 
 
+# The handlers that you add.
+
+
 def make_app(debug=False):
     routes = [
         ("/test", TextHandler),
+        # The routes that you add.
     ]
     return Service(routes, default_handler_class=NotFoundHandler, debug=debug)
 

@@ -30,6 +30,11 @@ def update_every_version(template):
     template.run(
         "git", "mv", "test/template/engine/test_red.py", "test/template/engine/test_redder.py"
     )
+    # The template gets a handler, a route and another limit.
+    handler, route = "# The handlers that you add.\n", "        # The routes that you add.\n"
+    template.edit("server.py", handler, f"class NewHandler(Handler):\n    pass\n\n\n{handler}")
+    template.edit("server.py", route, f'        ("/new", NewHandler),\n{route}')
+    template.edit("server.py", "IDLE_SECONDS = 75", "IDLE_SECONDS = 80")
     template.append(".ci/run", "# newer\n")
     template.append("README.md", "Newer.\n")
 

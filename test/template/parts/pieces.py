@@ -113,9 +113,9 @@ def test(fork):
 
 def endpoint(fork):
     file, route, *_ = code("endpoint")
-    below = "\n\ndef make_app("
-    fork.edit(file, below, f"\n\n{block('class OrdersHandler')}{below}")
-    above = '("/test", TextHandler),\n'
+    above = "# The handlers that you add.\n"
+    fork.edit(file, above, f"{above}\n\n{block('class OrdersHandler')}")
+    above = "# The routes that you add.\n"
     fork.edit(file, above, f"{above}        {route}\n")
 
 

@@ -5,6 +5,7 @@ What else forks do: test_fork_edits.py. Slow: the copy has a host of its own, wh
 nothing.
 """
 
+import contextlib
 import json
 import re
 import socket
@@ -124,11 +125,11 @@ class Stack(Trial):
         }
         super().__init__(fork, {})
 
-    def variant(self, name, line=""):
-        """Push a variant of the release, with a line more in its Dockerfile; return the image."""
+    def variant(self, name, line="", image=None):
+        """Push a variant of a release, with a line more in its Dockerfile; return the image."""
         tag = f"{REGISTRY}/group/project:{name}"
         dockerfile = (
-            f"FROM {self.image}\n"
+            f"FROM {image or self.image}\n"
             f"ENV SERVICE_RELEASE={name}\n"
             f"LABEL org.opencontainers.image.revision={name}\n"
             f"{line}\n"
@@ -268,6 +269,35 @@ def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, st
     assert fork.manifest(stack.image)
 
 
+SECURE = {
+    "DEPLOY_STACK": "secure",
+    "DEPLOY_PUBLISH_MODE": "ingress",
+    "DEPLOY_ADDRESS": "https://app.example.com",
+    "DEPLOY_PORT": "20301",
+}
+
+
+@contextlib.contextmanager
+def loaded(fork):
+    """Put load on that address; the end of the block fills `result`, and fails if a request did."""
+    run = ("run", "--rm", "--interactive", "--network=host", "--volume=/tmp/trial:/trial:ro")
+    load = ("python", "/trial/test/load.py", f"{SECURE['DEPLOY_ADDRESS']}/test", "0.01")
+    process = subprocess.Popen(
+        ["docker", "exec", "--interactive", fork.container(), "docker", *run]
+        + ["--env=REQUESTS_CA_BUNDLE=/trial/root.crt", fork.test_image, *load],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == "loaded\n"
+    result = {}
+    try:
+        yield result
+    finally:
+        result.update(json.loads(process.communicate(timeout=60)[0]))
+    assert result["failed"] == []
+
+
 def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     fork.run("git", "checkout", "--quiet", fork.first)
     pieces.do(fork, pieces.https)
@@ -275,15 +305,9 @@ def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     fork.run("git", "checkout", "--quiet", "-")
     stack.declare(text)
     fork.host("sh", "-c", "echo 127.0.0.1 app.example.com >> /etc/hosts")
-    url = "https://app.example.com"
-    env = {
-        "DEPLOY_STACK": "secure",
-        "DEPLOY_PUBLISH_MODE": "ingress",
-        "DEPLOY_ADDRESS": url,
-        "DEPLOY_PORT": "20301",
-    }
-    first = stack.deploy(fork.first_image, **env)
-    assert first.status == 0 and f"answers at {url}/test\n" in first.output, first.output
+    first = stack.deploy(fork.first_image, **SECURE)
+    said = f"answers at {SECURE['DEPLOY_ADDRESS']}/test\n"
+    assert first.status == 0 and said in first.output, first.output
 
     root = "/data/caddy/pki/authorities/local/root.crt"
     certificate = stack.in_service("cat", root, service="secure_proxy")
@@ -304,22 +328,11 @@ def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
     assert request["client_ip"] == client
 
     fork.host("sh", "-c", "cat > /tmp/trial/root.crt", input=certificate)
-    run = ("run", "--rm", "--interactive", "--network=host", "--volume=/tmp/trial:/trial:ro")
-    load = ("python", "/trial/test/load.py", f"{url}/test", "0.01")
-    load = subprocess.Popen(
-        ["docker", "exec", "--interactive", fork.container(), "docker", *run]
-        + ["--env=REQUESTS_CA_BUNDLE=/trial/root.crt", fork.test_image, *load],
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert load.stdout.readline() == "loaded\n"
-    for image in (stack.image, fork.first_image):
-        update = stack.deploy(image, **env)
-        assert update.status == 0, update.output
-    result = json.loads(load.communicate(timeout=60)[0])
+    with loaded(fork) as result:
+        for image in (stack.image, fork.first_image):
+            update = stack.deploy(image, **SECURE)
+            assert update.status == 0, update.output
     assert set(result["answered"]) == {fork.first, stack.first}
-    assert result["failed"] == []
 
 
 def test_a_stack_that_is_removed_leaves_its_volumes(fork, stack):
@@ -328,7 +341,7 @@ def test_a_stack_that_is_removed_leaves_its_volumes(fork, stack):
     assert "app_database" in fork.docker("volume", "ls", "--quiet").split()
 
 
-def test_a_service_with_another_framework_is_built_tested_and_deployed(fork, stack):
+def test_a_service_with_another_framework_is_deployed_and_loses_no_request(fork, stack):
     """Slow: its environment is another one."""
     fork.run("git", "checkout", "--quiet", fork.first)
     pieces.do(fork, pieces.another_framework)
@@ -340,3 +353,11 @@ def test_a_service_with_another_framework_is_built_tested_and_deployed(fork, sta
     answer = requests.get(fork.url, timeout=10)
     assert (answer.text, answer.headers["X-Release"]) == ("test gitlab_cicd api success", commit)
     assert "Uvicorn running" in fork.docker("service", "logs", "app_server")
+
+    # Behind the proxy, as it was deployed above.
+    newer = stack.variant("newer", image=fork.image)
+    with loaded(fork) as result:
+        for image in (fork.image, newer):
+            update = stack.deploy(image, **SECURE)
+            assert update.status == 0, update.output
+    assert set(result["answered"]) >= {commit, "newer"}

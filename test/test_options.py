@@ -5,10 +5,9 @@ import socket
 import sys
 
 import pytest
-import requests
 
 import server
-from support import PATH, DoesNotStart, connect
+from support import DoesNotStart, connect
 
 
 @pytest.fixture
@@ -80,13 +79,6 @@ def test_an_error_of_the_service_itself_is_told_in_its_own_words(start_service):
 def test_it_listens_only_on_the_given_address(first_service):  # started with --address=127.0.0.1
     with pytest.raises(OSError):  # refused; on a Mac there is no such address
         connect(first_service.port, "127.0.0.2")
-
-
-def test_the_release_comes_from_the_environment(first_service, start_service):
-    for service, release in ((first_service, "0123abcd"), (start_service(), "dev")):
-        first_line = service.log().splitlines()[0]
-        assert first_line == f"listening on port {service.port} (release {release})"
-        assert requests.get(service.url + PATH).headers["X-Release"] == release
 
 
 def test_debug_is_off_by_default():

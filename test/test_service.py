@@ -62,10 +62,11 @@ def draining():
     service.close()
 
 
-def test_it_says_where_it_listens_and_what_release_it_is(draining):
-    first_line = draining.log().splitlines()[0]
-    assert first_line == f"listening on port {draining.port} (release dev)"
-    assert requests.get(draining.url + PATH).headers["X-Release"] == "dev"
+def test_it_says_where_it_listens_and_what_release_it_is(first_service, draining):
+    for service, release in ((first_service, "0123abcd"), (draining, "dev")):
+        first_line = service.log().splitlines()[0]
+        assert first_line == f"listening on port {service.port} (release {release})"
+        assert requests.get(service.url + PATH).headers["X-Release"] == release
 
 
 def test_after_sigterm_it_answers_for_the_drain_time_and_ends(draining):

@@ -72,7 +72,7 @@ def in_engine(item):
 
 
 # The files that take minutes. A worker that is free takes the next: the longest go first, so that
-# both end at about the same time. The last test of test_pipeline_ends removes that host.
+# all end at about the same time. The last test of test_pipeline_ends removes that host.
 LONG = ["test_mesh", "test_fork", "test_register_runner", "test_deploy", "test_deploy_model"]
 LAST = ["test_pipeline", "test_pipeline_ends"]
 

@@ -210,13 +210,23 @@ def pushes(tmp_path_factory, shell):
     return copies
 
 
-def test_shellcheck_finds_nothing():
+def lint(name, *arguments):
+    """Return what a linter says, which may have come into .venv as a wheel."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [shutil.which(name, path=path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_shellcheck_finds_nothing():
     scripts = [ROOT / "scripts" / name for name in SCRIPTS if name not in PYTHON]
-    files = [*scripts, *ROOT.glob(".ci/run")]
-    command = [shutil.which("shellcheck", path=path), "--external-sources", *files]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    answer = lint("shellcheck", "--external-sources", *scripts, *ROOT.glob(".ci/run"))
     assert answer.returncode == 0, answer.stdout
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    # Debian's mirrors keep one version of each package.
+    answer = lint("hadolint", "--no-color", "--ignore=DL3008", "Dockerfile")
+    assert (answer.returncode, answer.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

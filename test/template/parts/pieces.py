@@ -164,7 +164,7 @@ def another_framework(fork):
     ):
         text = (fork.path / name).read_text()
         write(fork, name, re.sub(rf"^({packages})==.*\n", instead, text, flags=re.MULTILINE))
-    fork.run("sh", "-euc", " ".join(remove.split()))
+    fork.run("sh", "-euc", remove)
 
 
 def do(fork, *pieces):

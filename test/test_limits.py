@@ -94,7 +94,7 @@ def test_answers_that_nobody_reads_are_given_up_when_others_need_the_room(start_
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connect(service.port)) for _ in range(10)]
         for connection in connections:
-            connection.sendall(KEPT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            connection.sendall(REQUEST + b"Connection: close\r\n\r\n")
         await_true(lambda: service.log().count(" 200 ") == 10)
         whole = [connection for connection in connections if len(receive(connection)) > size]
     assert 1 <= len(whole) < 8
@@ -179,8 +179,7 @@ MALFORMED = {
     "length a superscript": REQUEST + b"Content-Length: \xb2\r\n\r\n",
     "negative length": REQUEST + b"Content-Length: -5\r\n\r\n",
     "length beyond belief": REQUEST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
-    "bad chunk": REQUEST.replace(b"GET", b"POST")
-    + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n",
+    "bad chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n",
     "line feed in a header": REQUEST + b"X: a\nb\r\n\r\n",
     "length of control characters": REQUEST
     + b"Content-Length: \x9b31m"
@@ -191,7 +190,7 @@ MALFORMED = {
     "another method, a large body": REQUEST.replace(b"GET", b"BREW")
     + b"Content-Length: 2000000\r\n\r\nx",
     "huge header": REQUEST + b"X: " + b"x" * 100_000 + b"\r\n\r\n",
-    "form that does not parse": REQUEST.replace(b"GET", b"POST") + b"Connection: close\r\n"
+    "form that does not parse": POST + b"Connection: close\r\n"
     b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 4\r\n\r\nabcd",
 }
 
@@ -265,7 +264,7 @@ def test_clients_that_stall_are_dropped_after_the_limit(start_service):
     stalled = {
         "nothing": b"",
         "half a header": REQUEST,
-        "half a body": REQUEST.replace(b"GET", b"POST") + b"Content-Length: 100\r\n\r\nhalf",
+        "half a body": POST + b"Content-Length: 100\r\n\r\nhalf",
         "byte by byte": b"G",
     }
     began = time.monotonic()

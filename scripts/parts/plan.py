@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from parts.engine import Failed
-from parts.records import read_plan, write_plan
+from parts.records import read_plan
 
 FILE = Path(__file__).parent.with_name("stack.yml")
 LONGEST_NAME = 64  # that Swarm allows to a secret
@@ -36,8 +36,6 @@ def render(stack, settings, work):
     paths = {f"APP_SECRET_{name}": f"=/run/secrets/{name}" for name in secrets}
     lines = [f"{name}{paths.get(name, '')}\n" for name in variables(engine.env, "APP_")]
     (work / "variables").write_text("".join(lines))
-    ours = {"services": {"server": {"secrets": [*secrets]}}, "secrets": secrets}
-    (work / "ours.yml").write_text(write_plan(ours))
     fill_in = {
         "DEPLOY_IMAGE": settings["DEPLOY_IMAGE"],
         "DEPLOY_PORT": settings["DEPLOY_PORT"],
@@ -47,20 +45,30 @@ def render(stack, settings, work):
         "DRAIN_SECONDS": "0" if host else "5",
         "SERVICE_VARIABLES": str(work / "variables"),
     }
-    files = (f"--compose-file={FILE}", f"--compose-file={work / 'ours.yml'}")
     try:
-        run = engine.run("stack", "config", *files, **fill_in)
+        run = engine.run("stack", "config", f"--compose-file={FILE}", **fill_in)
     except Failed as error:
         raise Failed(f"cannot read scripts/stack.yml: {error}") from None
     print(*(f"    {line}\n" for line in run.stderr.splitlines()), sep="", end="")  # warnings
     plan = read_plan(run.stdout)
+    give_secrets(plan, secrets, settings["DEPLOY_IMAGE"])
     label_all(plan, stack.project)
     return plan
 
 
+def give_secrets(plan, secrets, image):
+    """Give the secrets to all services of an image, beside those that they name themselves."""
+    plan["secrets"] = {**plan.get("secrets", {}), **secrets}
+    for service in plan["services"].values():
+        named = service.get("secrets", [])
+        if secrets and service["image"] == image:
+            names = secrets.keys() - {it["source"] for it in named}
+            service["secrets"] = [*named, *({"source": name} for name in sorted(names))]
+
+
 def label_all(plan, project):
     """Label whatever Swarm makes of a plan with its project: nothing else will be removed."""
-    networks, secrets = plan.setdefault("networks", {}), plan.setdefault("secrets", {})
+    networks, secrets = plan.setdefault("networks", {}), plan["secrets"]
     networks["default"] = networks.get("default") or {}
     deploys = [it.setdefault("deploy", {}) for it in plan["services"].values()]
     for it in (*secrets.values(), *networks.values(), *deploys):

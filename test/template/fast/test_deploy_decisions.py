@@ -316,6 +316,26 @@ def test_a_secret_that_nobody_has_set_is_named_as_its_variable(job, declare):
     assert not any(names(job.swarm))
 
 
+def test_services_of_the_image_have_every_secret_and_others_those_that_they_name(
+    job, declare, tmp_path
+):
+    worker = (
+        "\n  worker:\n    <<: *server\n    ports: []\n    secrets: [{source: KEY, mode: 256}]\n"
+    )
+    declare(STACK_FILE + worker + DATABASE)
+    env = {}
+    for name in ("KEY", "PASSWORD"):
+        (tmp_path / name).write_text(name)
+        env[f"APP_SECRET_{name}"] = str(tmp_path / name)
+    assert not job.deploy("a1", **env).reason
+    given = {name: service["spec"]["secrets"] for name, service in job.swarm.services.items()}
+    assert given == {
+        "app_server": [{"source": "KEY"}, {"source": "PASSWORD"}],
+        "app_worker": [{"source": "KEY", "mode": 256}, {"source": "PASSWORD"}],
+        "app_database": [{"source": "PASSWORD"}],
+    }
+
+
 def test_every_port_that_the_stack_publishes_must_be_free(job, declare):
     declare(STACK_FILE + PROXY)
     assert not job.deploy("a1").reason

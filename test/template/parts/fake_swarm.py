@@ -282,14 +282,11 @@ class FakeSwarm:
             raise Failed(f"nothing found in stack: {options[-1]}")
         return "task\n"
 
-    def stack_config(self, *files, env, **_):
-        """Merge and fill in the files, as far as scripts/stack.yml needs it."""
-        plan = {}
-        for file in (it.partition("=")[2] for it in files):
-            text = re.sub(
-                r"\$\{(\w+)(?::-)?\}", lambda it: env.get(it[1], ""), Path(file).read_text()
-            ).replace("$$", "$")
-            plan = merged(plan, read_yaml(text))
+    def stack_config(self, option, env, **_):
+        """Fill in the file, as far as scripts/stack.yml needs it."""
+        text = Path(option.partition("=")[2]).read_text()
+        text = re.sub(r"\$\{(\w+)(?::-)?\}", lambda it: env.get(it[1], ""), text)
+        plan = copy.deepcopy(read_yaml(text.replace("$$", "$")))
         for service in plan["services"].values():
             names = Path(service.pop("env_file", "/dev/null")).read_text().splitlines()
             given = {it.partition("=")[0]: it.partition("=")[2] or self.env.get(it) for it in names}
@@ -306,8 +303,11 @@ class FakeSwarm:
 
     def stack_deploy(self, *options, input, **_):
         stack, plan = options[-1], json.loads(input.replace("$$", "$"))
+        used = {name for it in plan["services"].values() for name in it.get("networks", ())}
         for kind in ("secrets", "networks"):
             for short, it in (plan.get(kind) or {}).items():
+                if kind == "networks" and short not in {"default", *used}:
+                    continue
                 name = it.get("name", f"{stack}_{short}")
                 found = getattr(self, kind)
                 if it.get("external"):
@@ -382,15 +382,6 @@ def plan_of(text):
 @functools.lru_cache(maxsize=1000)
 def read_yaml(text):
     return yaml.safe_load(text)
-
-
-def merged(one, other):
-    """Return two parts of a stack as one."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {**one, **{key: merged(one.get(key), it) for key, it in other.items()}}
-    if isinstance(one, list) and isinstance(other, list):
-        return one + other
-    return one if other is None else copy.deepcopy(other)
 
 
 class Job:

@@ -71,11 +71,13 @@ class Job:
         ]
 
     def cause(self):
-        """Return the lines that say why it failed: pytest's, a build step's, or else its last."""
+        """Return the lines that say why it failed: pytest's, ruff's, a build's, or its last."""
         text = "".join(f"{line}\n" for line in self.output)
         summary = re.split("^=+ short test summary info =+$", text, flags=re.MULTILINE)[1:]
         if told := re.findall("^(?:FAILED|ERROR|=|!|test: ).*", "".join(summary), re.MULTILINE):
             return told if len(told) < 12 else [*told[:10], "...", told[-1]]
+        if findings := re.findall(r"^(?:\S+:\d+:\d+: |test: ruff ).*", text, re.MULTILINE):
+            return findings[-10:]
         # Below a step that failed, BuildKit repeats its last lines, each with its seconds.
         if steps := re.findall(r"^-+\n > .*\n((?:.*\n)*?)-+$", text, re.MULTILINE):
             return re.sub(r"^[\d.]+ ", "", steps[-1], flags=re.MULTILINE).splitlines()

@@ -34,6 +34,12 @@ MISTAKES = {
         "1 failed, ",
         40,
     ),
+    "an import that is not used": (
+        ("server.py", "import time\n", "import time\nimport zlib\n"),
+        ["-n0", "test/test_settings.py"],
+        ": F401 ",
+        60,
+    ),
     "a test hangs": (
         ("test/test_service.py", HANGING, HANGING + "    time.sleep(3600)\n"),
         ["-n0", "test/test_service.py", *ONE_HANGS],

@@ -114,6 +114,16 @@ NO_IMAGE = """\
    3.94 Error response from daemon: nosuch:1: not found
    3.94     at P_ (file:///tool/dist/index.js:206:2350)
 """
+UNSORTED = """\
+   9.61 test   $ sh scripts/test --ignore=test/template
+   9.70 test   > I001 [*] Import block is un-sorted or un-formatted
+   9.70 test   >  --> server.py:7:1
+  16.52 test   > ============================== 65 passed in 6.35s ==============================
+  16.93 test   > TOTAL          162     10     36      5    92%
+  16.99 test   > server.py:7:1: I001 [*] Import block is un-sorted or un-formatted
+  17.01 test   > test: ruff has findings, shown above the tests (ruff check --fix; ruff format)
+  17.51 test   finished in 16 s  FAIL 1
+"""
 ERROR_500 = """\
 2026-11-29T09:22:17+0800 200 GET /test 8.8ms
 [E 261129 09:22:18 web:2108] Uncaught exception GET /orders (172.21.0.4)
@@ -221,9 +231,17 @@ def test_of_the_tools_own_lines_few_are_shown(line, seconds, shown):
                 "deploy: the new release fails (release 0d299329 answers at http://127.0.0.1:20200)",
             ],
         ),
+        (
+            UNSORTED,
+            "test",
+            [
+                "server.py:7:1: I001 [*] Import block is un-sorted or un-formatted",
+                "test: ruff has findings, shown above the tests (ruff check --fix; ruff format)",
+            ],
+        ),
         (NO_IMAGE, "test", ["Error response from daemon: nosuch:1: not found"]),
     ],
-    ids=["test", "hanging test", "requirement", "deploy", "image"],
+    ids=["test", "hanging test", "requirement", "deploy", "style", "image"],
 )
 def test_a_push_that_fails_ends_with_the_cause(closing, log, name, cause):
     assert report.Job(log, name).result() == "failed"

@@ -126,7 +126,7 @@ def free_port(stack, settings, span, remedy=""):
 
 def address(stack, settings):
     """Return the URL that users reach."""
-    given = settings["DEPLOY_ADDRESS"]
+    given = settings["DEPLOY_ADDRESS"].replace("{stack}", stack.name)
     if "://" in given:
         return given.rstrip("/")  # of a proxy, which has ports of its own
     name = given or json.loads(stack.engine.docker("info", "--format={{json .Swarm.NodeAddr}}"))

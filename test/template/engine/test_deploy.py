@@ -155,7 +155,7 @@ def test_all_that_was_set_is_gone_when_it_is_taken_out_again(deployed):
         "    stop_grace_period",
         "    healthcheck: {timeout: 7s}\n    networks: [default, more]\n    stop_grace_period",
     )
-    other += "networks: {more: {}}\n"
+    other = other.replace("networks: {web:", "networks: {more: {}, web:")
     deployed.declare(other)
     env = {"APP_GREETING": "hello", "APP_SECRET_PASSWORD": "/tmp/password"}
     changed = deployed.deploy("1", DEPLOY_PORT="20301", **env)

@@ -1,8 +1,8 @@
 """What README.md, Make it yours, tells a fork to do, done in a copy.
 
-Two pushes, the second with more services; what fails, and HTTPS, is deployed in the host itself.
-What else forks do: test_fork_edits.py. Slow: the copy has a host of its own, which begins with
-nothing.
+Four pushes: one service; with others; with HTTPS; with another framework. What fails is deployed in
+the host itself. What else forks do: test_fork_edits.py. Slow: the copy has a host of its own, which
+begins with nothing.
 """
 
 import contextlib
@@ -29,15 +29,24 @@ class DatabaseHandler(Handler):
         async with await psycopg.AsyncConnection.connect(
             host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
         ) as connection:
-            cursor = await connection.execute("SHOW server_version")
+            query = "SELECT current_setting('server_version') FROM migrations"
+            cursor = await connection.execute(query)
             self.write((await cursor.fetchone())[0])
 
 
 class TextHandler("""
-DATABASE_TEST = """import requests
+DATABASE_TEST = """import runpy
+
+import pytest
+import requests
 
 
-def test_the_database_answers(app_url):
+@pytest.fixture(scope="session")
+def tables():
+    runpy.run_path("migrate.py")
+
+
+def test_the_database_answers(app_url, tables):
     assert requests.get(app_url + "/database", timeout=9).text.startswith("18.")
 """
 
@@ -91,7 +100,7 @@ def test_a_module_a_directory_and_an_endpoint_are_in_the_release(fork):
 
 
 def add_services(fork):
-    pieces.do(fork, pieces.worker, pieces.migration, pieces.database, pieces.a_database_for_tests)
+    pieces.do(fork, pieces.worker, pieces.migration, pieces.database, pieces.database_for_tests)
     fork.edit(".gitlab-ci.yml", "8744", "9000")
     fork.append("requirements.txt", "psycopg[binary]==3.3.9\n")
     fork.edit("server.py", "\nclass TextHandler(", HANDLER)
@@ -179,6 +188,21 @@ def test_tests_and_services_reach_a_database(fork, stack):
     assert stack.migrated() == [stack.first]
 
 
+def test_on_the_desk_one_command_starts_the_database_for_the_tests(fork, stack):
+    """Slow: scripts/test installs the packages."""
+    [desk] = [text for text in pieces.BLOCKS if text.startswith("docker run")]
+    # Another program may have the port at 127.0.0.1.
+    start, test = desk.replace("127.0.0.1", "127.0.0.72").replace("\\\n", "").splitlines()
+    container = fork.run("sh", "-ec", start).stdout.split()[-1]
+    try:
+        ready = ("docker", "exec", container, "pg_isready", "--host=localhost")
+        await_true(lambda: fork.run(*ready, check=False).returncode == 0, seconds=60)
+        tested = fork.run("sh", "-euc", test, check=False)
+        assert tested.returncode == 0 and "test_database.py" in tested.stdout, tested.stdout
+    finally:
+        fork.run("docker", "rm", "--force", "--volumes", container)
+
+
 def test_an_update_migrates_once_and_leaves_the_database_alone(stack):
     database = stack.running("database")
     image = stack.variant("next")
@@ -245,12 +269,24 @@ def test_what_an_operator_does_on_the_host_works_as_the_page_says(fork, stack):
     assert not set(stack.running("server")) & set(server)
     await_true(lambda: fork.answering(fork.port) == stack.first, seconds=60)
 
+    assert "app_database.1" in on_the_host(fork, "docker stats")
+
     before = stack.migrated()
     on_the_host(fork, "pg_dump")
     psql = ("psql", "--username=postgres", "-qc", "DROP TABLE migrations")
     stack.in_service(*psql, service="app_database")
     on_the_host(fork, "# restore")
     assert stack.migrated() == before
+
+
+def test_the_password_of_the_database_is_changed_as_the_page_says(fork, stack):
+    psql = ("psql", "--username=postgres", "-qc", "ALTER USER postgres PASSWORD 'other'")
+    stack.in_service(*psql, service="app_database")
+    fork.host("sh", "-c", "printf other > /tmp/other")
+    stack.env["APP_SECRET_DATABASE_PASSWORD"] = "/tmp/other"
+    changed = stack.deploy(stack.image)
+    assert changed.status == 0, changed.output
+    assert database_version(fork).ok
 
 
 def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, stack):
@@ -272,16 +308,18 @@ def test_service_data_and_registry_are_back_after_a_restart_of_the_host(fork, st
 SECURE = {
     "DEPLOY_STACK": "secure",
     "DEPLOY_PUBLISH_MODE": "ingress",
-    "DEPLOY_ADDRESS": "https://app.example.com",
+    "DEPLOY_ADDRESS": "https://{stack}.test.example.org",
     "DEPLOY_PORT": "20301",
+    "DEPLOY_PORTS": "20310-20319",
 }
+OTHER = {**SECURE, "DEPLOY_STACK": "other", "DEPLOY_PORT": "20302"}
 
 
 @contextlib.contextmanager
 def loaded(fork):
-    """Put load on that address; the end of the block fills `result`, and fails if a request did."""
+    """Put load on `secure`; the end of the block fills `result`, and fails if a request did."""
     run = ("run", "--rm", "--interactive", "--network=host", "--volume=/tmp/trial:/trial:ro")
-    load = ("python", "/trial/test/load.py", f"{SECURE['DEPLOY_ADDRESS']}/test", "0.01")
+    load = ("python", "/trial/test/load.py", "https://secure.test.example.org/test", "0.01")
     process = subprocess.Popen(
         ["docker", "exec", "--interactive", fork.container(), "docker", *run]
         + ["--env=REQUESTS_CA_BUNDLE=/trial/root.crt", fork.test_image, *load],
@@ -298,40 +336,75 @@ def loaded(fork):
     assert result["failed"] == []
 
 
-def test_https_in_front_loses_no_request_and_knows_the_clients(fork, stack):
+class Proxy:
+    """The page's proxy, on the fork's host; its `certificate` is that of its authority."""
+
+    def __init__(self, fork):
+        self.fork = fork
+        network, deploy = pieces.block("docker network create").splitlines()
+        if network.rpartition(" ")[2] not in fork.docker("network", "ls"):
+            fork.host("sh", "-euc", network)
+        text = (fork.path / "scripts/pieces/proxy.yml").read_text()
+        fork.host("sh", "-euc", f"cd /tmp; cat > proxy.yml; {deploy}", input=text)
+        root = "/data/caddy/pki/authorities/local/root.crt"
+        caddy = "docker exec $(docker ps --quiet --filter=name=proxy_caddy)"
+        await_true(lambda: fork.host("sh", "-c", f"{caddy} ls {root}", check=False) == f"{root}\n")
+        self.certificate = fork.host("sh", "-euc", f"{caddy} cat {root}")
+
+    def ask(self, name, query):
+        """Return the address of this client, and the head of the answer."""
+        address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        show = ("docker", "inspect", "-f", address, self.fork.container())
+        host = self.fork.run(*show).stdout.strip()
+        context = ssl.create_default_context(cadata=self.certificate)
+        with socket.create_connection((host, 443), timeout=10) as plain:
+            client = plain.getsockname()[0]
+            with context.wrap_socket(plain, server_hostname=name) as connection:
+                ask = f"GET /test?{query} HTTP/1.0\r\nHost: {name}\r\n\r\n"
+                connection.sendall(ask.encode())
+                return client, connection.recv(9999).decode().lower()
+
+    def logged(self, query):
+        """Return the requests with that query, as the proxy logs them."""
+        log = self.fork.docker("service", "logs", "--raw", "proxy_caddy").splitlines()
+        return [json.loads(line)["request"] for line in log if f"/test?{query}" in line]
+
+
+def test_one_proxy_has_https_for_all_stacks_loses_no_request_and_knows_the_clients(fork, stack):
     fork.run("git", "checkout", "--quiet", fork.first)
-    pieces.do(fork, pieces.https)
-    text = (fork.path / "scripts/stack.yml").read_text().replace("8744", "9000")
+    fork.secure = pieces.do(fork, pieces.https)
+    push = fork.push(DEPLOY_ADDRESS=SECURE["DEPLOY_ADDRESS"])
+    assert set(results(push).values()) == {"passed"}, push.stdout
+    for name in ("app", "staging"):
+        assert f" answers at https://{name}.test.example.org/test" in push.stdout, push.stdout
+    fork.put_source("/tmp/trial")  # the host is another container now, for its port 443
+    fork.host("sh", "-c", "printf other > /tmp/other")
+    proxy = Proxy(fork)
     fork.run("git", "checkout", "--quiet", "-")
-    stack.declare(text)
-    fork.host("sh", "-c", "echo 127.0.0.1 app.example.com >> /etc/hosts")
-    first = stack.deploy(fork.first_image, **SECURE)
-    said = f"answers at {SECURE['DEPLOY_ADDRESS']}/test\n"
-    assert first.status == 0 and said in first.output, first.output
+    beside = f"secure-{stack.first[:8]}"
+    names = [f"{name}.test.example.org" for name in ("secure", "other", beside)]
+    fork.host("sh", "-c", f"echo 127.0.0.1 {' '.join(names)} >> /etc/hosts")
+    for name, image, env in (
+        (names[0], fork.first_image, SECURE),
+        (names[1], stack.image, OTHER),
+        (names[2], stack.image, {**SECURE, "DEPLOY_STRATEGY": "beside"}),
+    ):
+        deployed = stack.deploy(image, **env)
+        said = f"answers at https://{name}/test\n"
+        assert deployed.status == 0 and said in deployed.output, deployed.output
+        client, answer = proxy.ask(name, name)
+        release = {fork.first_image: fork.first, stack.image: stack.first}[image]
+        assert f"x-release: {release}" in answer
+        [request] = await_true(lambda it=name: proxy.logged(it))
+        assert request["client_ip"] == client
+    assert "502" in proxy.ask("nobody.test.example.org", "")[1].splitlines()[0]
 
-    root = "/data/caddy/pki/authorities/local/root.crt"
-    certificate = stack.in_service("cat", root, service="secure_proxy")
-    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    host = fork.run("docker", "inspect", "-f", address, fork.container()).stdout.strip()
-    context = ssl.create_default_context(cadata=certificate)
-    with socket.create_connection((host, 443), timeout=10) as plain:
-        client = plain.getsockname()[0]
-        with context.wrap_socket(plain, server_hostname="app.example.com") as connection:
-            connection.sendall(b"GET /test?me HTTP/1.0\r\nHost: app.example.com\r\n\r\n")
-            assert f"x-release: {fork.first}" in connection.recv(9999).decode().lower()
-
-    def logged():
-        log = fork.docker("service", "logs", "--raw", "secure_proxy").splitlines()
-        return [json.loads(line)["request"] for line in log if "/test?me" in line]
-
-    [request] = await_true(logged)
-    assert request["client_ip"] == client
-
-    fork.host("sh", "-c", "cat > /tmp/trial/root.crt", input=certificate)
+    fork.host("sh", "-c", "cat > /tmp/trial/root.crt", input=proxy.certificate)
     with loaded(fork) as result:
         for image in (stack.image, fork.first_image):
             update = stack.deploy(image, **SECURE)
             assert update.status == 0, update.output
+            assert stack.deploy(image, **OTHER).status == 0
     assert set(result["answered"]) == {fork.first, stack.first}
 
 
@@ -343,11 +416,11 @@ def test_a_stack_that_is_removed_leaves_its_volumes(fork, stack):
 
 def test_a_service_with_another_framework_is_deployed_and_loses_no_request(fork, stack):
     """Slow: its environment is another one."""
-    fork.run("git", "checkout", "--quiet", fork.first)
+    fork.run("git", "checkout", "--quiet", fork.secure)
     pieces.do(fork, pieces.another_framework)
     fork.edit("server.py", "8744", "9000")
     commit = fork.commit("Keep the container port")
-    push = fork.push()
+    push = fork.push(DEPLOY_ADDRESS=SECURE["DEPLOY_ADDRESS"])
     passed = dict.fromkeys(["build", "test", "deploy", "staging"], "passed")
     assert results(push) == passed, push.stdout
     answer = requests.get(fork.url, timeout=10)

@@ -11,7 +11,10 @@ import pytest
 
 import pieces
 from pipelines import Checkout
+from support import ROOT
 
+APPENDED = [str(file.relative_to(ROOT)) for file in ROOT.glob("scripts/pieces/*")]
+APPENDED.remove("scripts/pieces/proxy.yml")
 URL = "https://gitlab.example.com/GROUP/TEMPLATE.git"
 
 
@@ -52,11 +55,16 @@ def fork(tmp_path, request):
     fork.run("git", "clone", "--quiet", "--bare", ".", tmp_path / "template.git")
     fork.run("git", "-C", tmp_path / "template.git", "branch", "--force", "main", newest)
     fork.run("git", "config", f"url.{tmp_path}/template.git.insteadOf", URL)
-    pieces.do(fork, *pieces.EVERY_ONE)
-    fork.expected = fork.run("git", "rev-parse", "HEAD^{tree}").stdout
     old = fork.run("git", "log", "-1", "--format=%H", "--grep=^Upgrade:", newest).stdout.strip()
     # A copy without the history has at least what Renovate does.
     fork.old = old or fork.run("git", "rev-parse", f"{newest}~").stdout.strip()
+    # What the fork has appended stays as it was then.
+    fork.run("git", "checkout", "--quiet", fork.old, "--", *APPENDED)
+    fork.commit("Append")
+    pieces.do(fork, *pieces.EVERY_ONE)
+    fork.run("git", "checkout", "--quiet", newest, "--", *APPENDED)
+    fork.commit("Update what was appended")
+    fork.expected = fork.run("git", "rev-parse", "HEAD^{tree}").stdout
     fork.run("git", "checkout", "--quiet", "-B", "main", fork.old)
     fork.has_history = request.param == "a clone"
     if not fork.has_history:
@@ -72,12 +80,19 @@ def test_a_newer_template_conflicts_only_with_what_was_deleted(fork):
         for who in ("AUTHOR", "COMMITTER")
         for what in ("NAME", "EMAIL")
     }
-    fetch, merge, remove, commit = pieces.block("git fetch").splitlines()
+    fetch, log = pieces.block("git fetch").splitlines()
+    merge, remove, commit = pieces.block("git merge").splitlines()
     fork.run("sh", "-c", fetch)
     if not fork.has_history:
         join = re.search(r"`(git merge .*) COMMIT`", pieces.SECTION)[1]
         fork.run("sh", "-c", f"{join} --no-edit {fork.old}", **author)
         fork.run("sh", "-c", fetch)
+    if fork.has_history:
+        steps = fork.run("git", "log", "--format=%b", "-1", fork.old).stdout
+        [step, *_] = [line for line in steps.splitlines() if line.startswith("Upgrade:")]
+        assert step not in fork.run("sh", "-c", log).stdout
+        before = log.replace(" ..", f" {fork.old}~..")
+        assert step in fork.run("sh", "-c", before).stdout
     fork.run("sh", "-c", merge, check=False, **author)
     conflicts = fork.run("git", "diff", "--name-only", "--diff-filter=U").stdout.split()
     deleted = (".ci/", "test/template/")

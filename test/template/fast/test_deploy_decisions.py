@@ -3,12 +3,14 @@
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from fake_swarm import MESH, STACK, FakeSwarm, Job, Killed, deploy, image_of
 from parts.engine import Failed, Thing, last_line, removable
+from parts.plan import address
 from parts.records import read_plan, write_plan
 from support import ROOT
 
@@ -334,6 +336,33 @@ def test_services_of_the_image_have_every_secret_and_others_those_that_they_name
         "app_worker": [{"source": "KEY", "mode": 256}, {"source": "PASSWORD"}],
         "app_database": [{"source": "PASSWORD"}],
     }
+
+
+@pytest.mark.parametrize(
+    "given, url",
+    [
+        ("https://{stack}.example.com/", "https://staging.example.com"),
+        ("{stack}.example.com", "http://staging.example.com:20300"),
+        ("2001:db8::1", "http://[2001:db8::1]:20300"),
+    ],
+)
+def test_the_name_of_the_stack_may_be_part_of_its_address(given, url):
+    stack = SimpleNamespace(name="staging")
+    assert address(stack, {"DEPLOY_ADDRESS": given, "DEPLOY_PORT": "20300"}) == url
+
+
+@pytest.mark.parametrize(
+    "answering, said, remedy",
+    [
+        ("nobody", "nobody answers at http://127.0.0.1:20200 (", "set DEPLOY_ADDRESS, or,"),
+        ("an error 502", "the proxy at http://127.0.0.1:20200 finds", "`server` in its network?"),
+    ],
+)
+def test_what_answers_instead_is_told_with_what_to_do(job, answering, said, remedy):
+    probe = job.swarm.probe
+    job.swarm.probe = lambda *asked: f"{answering}\n" if "ask" in asked else probe(*asked)
+    reason = job.deploy("a1").reason
+    assert reason.startswith(said) and remedy in reason
 
 
 def test_every_port_that_the_stack_publishes_must_be_free(job, declare):

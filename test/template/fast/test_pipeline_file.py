@@ -17,10 +17,14 @@ from check_jsonschema.builtin_schemas import get_builtin_schema
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gitlab_ci import DEFAULT, INCLUDED, JOBS, PIPELINE, load, read
+from gitlab_ci import DEFAULT, INCLUDED, JOBS, PIECES, PIPELINE, extended, load, read
 from support import ROOT
 
 OURS = {name: JOBS[name] for name in ("build", "test", "template", "deploy", "beside", "stop")}
+# A fork may have made something else of them.
+OURS |= {name: extended(job) for name, job in PIECES.items() if not name.startswith(".")}
+DEPLOYING = ["deploy", "beside", "staging"]
+STOPPING = ["stop"]
 # By digest: what scripts/build writes to build.env.
 BUILT = ("$BUILT_TEST_IMAGE", "$DEPLOY_IMAGE", "$BUILT_DEPLOY_IMAGE")
 TLS = {"DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
@@ -72,6 +76,8 @@ def holds(rule, variables, changed):
 def started(changed=("server.py",), scope="*", **variables):
     """Return when each of our jobs starts in a pipeline with these variables, as GitLab decides it.
 
+    A fork has those of `scripts/pieces` only if it appended them.
+
     DEPLOY_STRATEGY has the environment scope `scope`, which GitLab compares with the environment of
     a job before it reads the job's rules.
     """
@@ -95,6 +101,9 @@ def started(changed=("server.py",), scope="*", **variables):
 
 MERGE_REQUEST = "merge_request_event"
 MAINX = {"CI_PIPELINE_SOURCE": "push", "CI_COMMIT_BRANCH": PIPELINE["variables"]["DEPLOY_BRANCH"]}
+
+
+ALL = ["build", "test", "template", "deploy", "staging"]
 
 
 def test_it_follows_the_schema_of_gitlab():
@@ -121,9 +130,9 @@ def test_a_job_refers_only_to_stages_and_jobs_that_come_before_it(job):
 @pytest.mark.parametrize(
     "variables, jobs",
     [
-        (MAINX, ["build", "test", "deploy"]),
-        ({**MAINX, "CI_PIPELINE_SOURCE": "web"}, ["build", "test", "template", "deploy"]),
-        ({**MAINX, "CI_PIPELINE_SOURCE": "schedule"}, ["build", "test", "template", "deploy"]),
+        (MAINX, ["build", "test", "deploy", "staging"]),
+        ({**MAINX, "CI_PIPELINE_SOURCE": "web"}, ALL),
+        ({**MAINX, "CI_PIPELINE_SOURCE": "schedule"}, ALL),
         ({"CI_PIPELINE_SOURCE": MERGE_REQUEST}, ["build", "test"]),
         ({**MAINX, "CI_COMMIT_BRANCH": "topic"}, []),
         ({**MAINX, "DEPLOY_BRANCH": "topic"}, []),  # a CI/CD variable overrides the file's
@@ -163,12 +172,15 @@ def test_a_release_is_deployed_or_waits_for_a_click_whatever_the_scope(scope, de
 
 
 def test_a_job_says_itself_how_it_deploys_and_where():
-    for name, strategy in (("deploy", "replace"), ("beside", "beside"), ("stop", "beside")):
-        assert JOBS[name]["script"][0].startswith(
-            f"DEPLOY_STRATEGY={strategy} python3 scripts/deploy"
-        )
-        environment = JOBS[name]["environment"]["name"]
-        assert re.findall(r"\$\w+", environment) in ([], ["$CI_COMMIT_SHORT_SHA"])
+    # A project's variable would beat one of the file.
+    for name in (*DEPLOYING, *STOPPING):
+        [line], environment = OURS[name]["script"], OURS[name]["environment"]["name"]
+        strategy = "replace" if name in ("deploy", "staging") else "beside"
+        assert line.startswith(f"DEPLOY_STRATEGY={strategy} ")
+        assert re.search(r" python3 scripts/deploy( --stop)?$", line)
+        assert ("--stop" in line) == (name in STOPPING)
+        variables = re.findall(r"\$(\w+)", environment)
+        assert variables in ([], ["CI_COMMIT_SHORT_SHA"])
 
 
 @every_job
@@ -199,9 +211,8 @@ def test_the_prefix_that_is_documented_works_although_gitlab_does_not_expand_it(
 
 
 def test_only_what_reaches_the_host_carries_a_tag():
-    tags = {name: job.get("tags") for name, job in OURS.items()}
-    for name, job in OURS.items():
-        assert tags[name] == (["deploy"] if job["stage"] == "deploy" else None)
+    for job in OURS.values():
+        assert job.get("tags") == (["deploy"] if job["stage"] == "deploy" else None)
     assert "tags" not in DEFAULT
 
 
@@ -269,18 +280,19 @@ def test_dind_speaks_tls_and_no_other_job_has_its_variables(job):
 
 
 def test_a_deployment_is_alone_uninterrupted_and_has_the_address_that_it_found():
-    for name in ("deploy", "beside", "stop"):
-        assert JOBS[name]["interruptible"] is False
-        assert JOBS[name]["resource_group"] == JOBS["deploy"]["resource_group"]
-    for name in ("deploy", "beside"):
-        assert JOBS[name]["environment"]["url"].startswith("$DEPLOY_URL")
-        assert JOBS[name]["artifacts"]["reports"]["dotenv"] == "deploy.env"
+    for name in (*DEPLOYING, *STOPPING):
+        assert OURS[name]["interruptible"] is False and OURS[name]["resource_group"]
+    for name, same in (("beside", "deploy"), ("stop", "deploy")):
+        assert OURS[name]["resource_group"] == OURS[same]["resource_group"]
+    for name in DEPLOYING:
+        assert OURS[name]["environment"]["url"].startswith("$DEPLOY_URL")
+        assert OURS[name]["artifacts"]["reports"]["dotenv"] == "deploy.env"
 
 
-@pytest.mark.parametrize("name", ["deploy", "beside", "stop"])
+@pytest.mark.parametrize("name", [*DEPLOYING, *STOPPING])
 def test_an_old_deployment_can_always_run_again_or_be_stopped(name):
-    assert JOBS[name]["image"] == BUILT[2]
-    [needed] = JOBS[name]["dependencies"]
+    assert OURS[name]["image"] == BUILT[2]
+    [needed] = OURS[name]["dependencies"]
     assert JOBS[needed]["artifacts"]["expire_in"] == "never"
 
 
@@ -352,6 +364,7 @@ REQUIREMENTS = [
     *("requirements.txt", "test/requirements.txt", "test/template/requirements.txt"),
     "scripts/parts/requirements.txt",
 ]
+FASTAPI = "test/template/parts/fastapi_requirements.txt"
 
 
 def requirements(name):
@@ -359,7 +372,7 @@ def requirements(name):
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-r "))]
 
 
-@pytest.mark.parametrize("name", REQUIREMENTS)
+@pytest.mark.parametrize("name", [*REQUIREMENTS, FASTAPI])
 def test_every_requirement_is_pinned(name):
     for requirement in requirements(name):
         assert [one.operator for one in requirement.specifier] == ["=="]

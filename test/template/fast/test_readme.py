@@ -30,7 +30,7 @@ SCRIPT_FILES = [file for file in (ROOT / "scripts").iterdir() if file.is_file()]
 RENOVATE = json.loads((ROOT / ".renovaterc.json").read_text())
 FILES = ["server.py", "Dockerfile", ".gitlab-ci.yml", "requirements.txt", "test/requirements.txt"]
 FILES += ["LICENSE", "test/", "test/template/", *(f"scripts/{name}" for name in SCRIPTS)]
-FILES += ["scripts/stack.yml", "scripts/parts/"]
+FILES += ["scripts/stack.yml", "scripts/parts/", "scripts/pieces/"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -172,7 +172,8 @@ def test_the_failure_that_is_shown_ends_as_the_scripts_say():
         ("scripts/register-runner", 'VERSION = "'),
         ("scripts/register-runner", "docker:"),
         ("README.md", "postgres:"),
-        ("README.md", "caddy:"),
+        ("scripts/pieces/database.yml", "postgres:"),
+        ("scripts/pieces/proxy.yml", "caddy:"),
         ("README.md", "TornadoServer/"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The jobs of .gitlab-ci.yml, with what they include and extend, as GitLab reads them."""
+"""The jobs of .gitlab-ci.yml, with what they include and extend, as GitLab reads them.
+
+Those of scripts/pieces, which a fork may append to it, are among them.
+"""
 
 from ruamel.yaml import YAML
 
@@ -16,6 +19,8 @@ def load(name):
 PIPELINE = load(".gitlab-ci.yml")
 [INCLUDED] = [include["local"] for include in PIPELINE["include"] if "template" in include["local"]]
 PIPELINE |= load(INCLUDED)
+PIECES = load("scripts/pieces/staging.yml")
+PIPELINE = PIECES | PIPELINE
 DEFAULT = PIPELINE["default"]
 GLOBAL = ("stages", "variables", "workflow", "default", "include")
 

@@ -9,21 +9,6 @@ README = (ROOT / "README.md").read_text()
 SECTION = README.partition("## Make it yours")[2].partition("\n## ")[0]
 BLOCKS = [text for _, text in blocks(SECTION)]
 [[_, ON_THE_HOST]] = blocks(README.partition("## On the host")[2].partition("\n## ")[0])
-FRAMEWORK = """fastapi==0.165.0
-uvicorn==0.54.0
-annotated-doc==0.0.7
-annotated-types==0.8.0
-anyio==4.16.0
-click==8.5.1
-h11==0.16.0
-idna==3.20
-opentelemetry-api==1.45.2
-pydantic==2.14.4
-pydantic_core==2.50.5
-starlette==1.10.0
-typing-inspection==0.4.5
-typing_extensions==4.16.0
-"""
 WORKER = """import signal
 import time
 
@@ -35,12 +20,13 @@ MIGRATE = """import os
 
 import psycopg
 
-password = open("/run/secrets/DATABASE_PASSWORD").read().strip()
+secret = os.environ.get("APP_SECRET_DATABASE_PASSWORD")
+password = open(secret).read().strip() if secret else None
 with psycopg.connect(
     host=os.environ["APP_DATABASE_HOST"], user="postgres", password=password
 ) as connection:
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (id serial, release text)")
-    release = os.environ["SERVICE_RELEASE"]
+    release = os.environ.get("SERVICE_RELEASE", "dev")
     connection.execute("INSERT INTO migrations (release) VALUES (%s)", [release])
 """
 TEST = """import itsdangerous
@@ -60,9 +46,15 @@ def block(start):
 
 def code(name):
     """Return the code in the item of that name, as in "- name (1 file): `code`"."""
-    start = rf"^(?:- |\*\*){name}(?:\*\*)? \("
+    start = rf"^(?:- |\*\*){name}\b"
     item = re.search(rf"{start}.*?(?=\n- |\n\n)", SECTION, re.MULTILINE | re.DOTALL)[0]
     return re.findall(r"`([^`]+)`", item)
+
+
+def append(fork, name, file):
+    """Do what the item of that name says with a file of scripts/pieces."""
+    [line] = [line for line in code(name) if line.startswith("cat ")]
+    fork.run("sh", "-euc", line.replace("worker.yml", file))
 
 
 def counts():
@@ -120,27 +112,29 @@ def endpoint(fork):
 
 
 def worker(fork):
-    fork.append("scripts/stack.yml", block("  worker:"))
+    append(fork, "Worker", "worker.yml")
     return {"worker.py": WORKER}
 
 
 def migration(fork):
-    fork.append("scripts/stack.yml", block("  migration:"))
+    append(fork, "Worker", "migration.yml")
     return {"migrate.py": MIGRATE}
 
 
 def database(fork):
-    fork.append("scripts/stack.yml", block("  database:"))
+    append(fork, "Worker", "database.yml")
 
 
 def https(fork):
-    fork.append("scripts/stack.yml", block("  proxy:"))
-    ports = re.compile(r"^    ports:\n.*\n", re.MULTILINE)
-    path = fork.path / "scripts/stack.yml"
-    path.write_text(ports.sub("", path.read_text(), count=1))
+    [file] = code("HTTPS")
+    then = re.search("^Then add `(.*?)` to `(.*?)` in `(.*?)`", SECTION, re.MULTILINE)
+    networks, service, stack = then.groups()
+    fork.edit(file, "*.example.com", "*.test.example.org")
+    above = f"  {service}: &{service}\n"
+    fork.edit(stack, above, f"{above}    {networks}\n")
 
 
-def a_database_for_tests(fork):
+def database_for_tests(fork):
     path = fork.path / ".gitlab-ci.yml"
     text = path.read_text()
     job = text.index("\ntest:\n")
@@ -149,21 +143,20 @@ def a_database_for_tests(fork):
 
 
 def staging(fork):
-    fork.append(".gitlab-ci.yml", "\n" + block("staging:"))
+    append(fork, "Staging", "staging.yml")
 
 
 def another_framework(fork):
-    file, server, *_ = code("Another framework")
+    service, packages, there, server, requirements, *_ = code("Another framework")
     [remove] = [line for line in code("Another framework") if line.startswith("git rm")]
-    write(fork, server, (ROOT / file).read_text())
+    write(fork, server, (ROOT / there / service).read_text())
+    own = (fork.path / requirements).read_text().partition("# The packages that you add.\n")[2]
+    write(fork, requirements, (ROOT / there / packages).read_text() + own)
     imports = "http.client, tornado.httpserver, tornado.options, tornado.web"
     fork.edit("Dockerfile", imports, "http.client, fastapi, uvicorn")
-    for name, packages, instead in (
-        ("requirements.txt", "tornado", FRAMEWORK),
-        ("test/requirements.txt", "tornado|pytest-tornado|setuptools", ""),
-    ):
-        text = (fork.path / name).read_text()
-        write(fork, name, re.sub(rf"^({packages})==.*\n", instead, text, flags=re.MULTILINE))
+    name, of_tornado = "test/requirements.txt", r"^(tornado|pytest-tornado|setuptools)==.*\n"
+    text = (fork.path / name).read_text()
+    write(fork, name, re.sub(of_tornado, "", text, flags=re.MULTILINE))
     fork.run("sh", "-euc", remove)
 
 
@@ -183,4 +176,4 @@ def do(fork, *pieces):
 
 
 EVERY_ONE = [first, branch, module, directory, package, test, endpoint, worker, migration]
-EVERY_ONE += [database, https, a_database_for_tests, staging, container_port]
+EVERY_ONE += [database, https, database_for_tests, staging, container_port]

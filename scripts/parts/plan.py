@@ -87,7 +87,7 @@ def check_secrets(plan):
 
 
 def choose_port(stack, settings):
-    """Return the port of `server`. Beside others, a release keeps the one that it has."""
+    """Return the port of `server`. A stack beside others keeps the one that it has."""
     if settings["DEPLOY_STRATEGY"] == "replace":
         return settings["DEPLOY_PORT"]
     ports = stack.ports("server")
@@ -97,7 +97,7 @@ def choose_port(stack, settings):
 def check_ports(stack, settings, plan):
     """Fail if somebody has a port that is new to the stack: Swarm would wait without a word."""
     known = {port for name in stack.services for port in stack.ports(name)}
-    if settings["DEPLOY_STRATEGY"] == "beside":
+    if settings["DEPLOY_STRATEGY"] != "replace":
         known.add(int(settings["DEPLOY_PORT"]))  # which has just been found free
     for name, service in plan["services"].items():
         ports = (it for it in service.get("ports", []) if it.get("protocol", "tcp") == "tcp")

@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from gitlab_ci import JOBS
 from support import await_true
 from trial import PORT, REPOSITORY, STACK, Trial
 
@@ -372,3 +373,28 @@ def test_releases_beside_each_other_have_addresses_of_their_own(trial):
     assert trial.services() == ["trial-2_server"]
     await_true(lambda: "trial-1" not in trial.pipeline.docker("network", "ls"), seconds=20)
     assert trial.records() == ["2"]
+
+
+def test_a_merge_request_has_a_stack_and_a_port_until_it_is_closed(trial):
+    def said(job, number):
+        """Return what the job says in front of scripts/deploy, for a merge request."""
+        line = JOBS[job]["script"][0].replace("$CI_MERGE_REQUEST_IID", number)
+        said = dict(re.findall(r"\b(DEPLOY_\w+)=(\S+)", line))
+        return {**said, "DEPLOY_STACK": f"trial-{said['DEPLOY_STACK']}"}
+
+    ports = {"17": [], "18": []}
+    for number, release in (("17", "1"), ("18", "1"), ("17", "2")):
+        run = trial.deploy(release, **said("review", number))
+        assert run.status == 0, run.output
+        port = re.search(r":(\d+)/test$", run.output, re.MULTILINE)[1]
+        assert trial.answering(port) == release
+        ports[number].append(port)
+    assert len({*ports["17"]}) == 1 and ports["18"][0] not in ports["17"]
+    # The job that GitLab stops it with may be that of a release that failed.
+    failed = trial.deploy("crash", **said("review", "17"))
+    assert "(release 2 answers at " in failed.reason()
+    assert trial.services() == ["trial-review-17_server", "trial-review-18_server"]
+    closed = {"CI_REGISTRY_IMAGE": REPOSITORY, **said("stop_review", "17")}
+    stopped = trial.run("--stop", **closed)
+    assert stopped.status == 0, stopped.output
+    assert trial.services() == ["trial-review-18_server"]

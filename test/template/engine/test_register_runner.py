@@ -589,7 +589,18 @@ def test_one_runner_only(host):
     assert host.run().returncode == 0 and set(host.config()[1]) == {"build"}
     assert host.register("--only=deploy", GITLAB_TOKEN="glpat-create").returncode == 0
     assert set(host.config()[1]) == {"build", "deploy"} and len(host.runners()) == 2
-    assert "for both runners" in reason(host.run("--unregister", "--only=build"))
+    assert "for all runners" in reason(host.run("--unregister", "--only=build"))
+
+
+def test_a_runner_for_reviews_is_refused_beside_the_runner_deploy(host):
+    run = host.register("--only=review", GITLAB_TOKEN="glpat-create")
+    assert run.returncode == 0 and host.left()[2] == "active", run.stdout
+    assert set(host.config()[1]) == {"review"}
+    [made] = host.runners().values()
+    assert (made["tag_list"], made["access_level"]) == ("review", "not_protected")
+    refused = host.register("--only=deploy", GITLAB_TOKEN="glpat-create")
+    assert "review needs another host than deploy" in reason(refused)
+    assert len(host.runners()) == 1 and host.run().returncode == 0
 
 
 def test_another_container_of_that_name_stays_as_it_is(host):

@@ -407,6 +407,18 @@ def test_only_what_is_of_this_project_and_stack_may_be_removed():
     assert removable(things, None, "app", lambda name: True) == []
 
 
+def test_a_stack_that_was_deployed_to_stay_is_never_one_of_a_merge_request(job):
+    assert not job.deploy("a1").reason
+    review = {"DEPLOY_STRATEGY": "review", "CI_REGISTRY_IMAGE": "registry.test/app"}
+    refused = "the stack app was deployed to stay (set DEPLOY_STACK)"
+    assert job.deploy("a2", **review).reason == refused
+    assert job.run("stop", **review).reason == refused
+    own = {**review, "DEPLOY_STACK": "review-17"}
+    assert not job.deploy("a2", **own).reason
+    assert not job.run("stop", **own).reason
+    assert [*job.swarm.services] == ["app_server"] and job.swarm.answering(20200) == "a1"
+
+
 def test_releases_of_another_project_stay_beside(job):
     env = {"DEPLOY_STRATEGY": "beside", "DEPLOY_KEEP": "2"}
     for release in ("a1", "a2"):

@@ -23,8 +23,8 @@ from support import ROOT
 OURS = {name: JOBS[name] for name in ("build", "test", "template", "deploy", "beside", "stop")}
 # A fork may have made something else of them.
 OURS |= {name: extended(job) for name, job in PIECES.items() if not name.startswith(".")}
-DEPLOYING = ["deploy", "beside", "staging"]
-STOPPING = ["stop"]
+DEPLOYING = ["deploy", "beside", "staging", "review"]
+STOPPING = ["stop", "stop_review"]
 # By digest: what scripts/build writes to build.env.
 BUILT = ("$BUILT_TEST_IMAGE", "$DEPLOY_IMAGE", "$BUILT_DEPLOY_IMAGE")
 TLS = {"DOCKER_HOST", "DOCKER_TLS_CERTDIR", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"}
@@ -133,7 +133,7 @@ def test_a_job_refers_only_to_stages_and_jobs_that_come_before_it(job):
         (MAINX, ["build", "test", "deploy", "staging"]),
         ({**MAINX, "CI_PIPELINE_SOURCE": "web"}, ALL),
         ({**MAINX, "CI_PIPELINE_SOURCE": "schedule"}, ALL),
-        ({"CI_PIPELINE_SOURCE": MERGE_REQUEST}, ["build", "test"]),
+        ({"CI_PIPELINE_SOURCE": MERGE_REQUEST}, ["build", "test", "review", "stop_review"]),
         ({**MAINX, "CI_COMMIT_BRANCH": "topic"}, []),
         ({**MAINX, "DEPLOY_BRANCH": "topic"}, []),  # a CI/CD variable overrides the file's
         ({"CI_PIPELINE_SOURCE": "push"}, []),  # a tag
@@ -173,14 +173,19 @@ def test_a_release_is_deployed_or_waits_for_a_click_whatever_the_scope(scope, de
 
 def test_a_job_says_itself_how_it_deploys_and_where():
     # A project's variable would beat one of the file.
+    strategies = {"deploy": "replace", "staging": "replace"}
+    strategies |= {"review": "review", "stop_review": "review"}
     for name in (*DEPLOYING, *STOPPING):
         [line], environment = OURS[name]["script"], OURS[name]["environment"]["name"]
-        strategy = "replace" if name in ("deploy", "staging") else "beside"
+        strategy = strategies.get(name, "beside")
         assert line.startswith(f"DEPLOY_STRATEGY={strategy} ")
-        assert re.search(r" python3 scripts/deploy( --stop)?$", line)
+        assert re.search(r" python3 (/app/)?scripts/deploy( --stop)?$", line)
         assert ("--stop" in line) == (name in STOPPING)
         variables = re.findall(r"\$(\w+)", environment)
-        assert variables in ([], ["CI_COMMIT_SHORT_SHA"])
+        assert variables in ([], ["CI_COMMIT_SHORT_SHA"], ["CI_MERGE_REQUEST_IID"])
+    review = OURS["review"]["script"][0].partition(" python3")[0]
+    assert OURS["stop_review"]["script"][0].startswith(f"{review} ")
+    assert review.endswith(" DEPLOY_HOST=")  # that of production would come from the project
 
 
 @every_job
@@ -196,7 +201,7 @@ def test_what_stops_an_environment_is_a_job_of_the_same_environment(job):
 @each_of_ours
 def test_no_variable_has_a_name_that_a_project_sets_for_other_reasons(job):
     # A variable of the project or its group beats those of the file and of a dotenv report.
-    ours = r"CI_\w+|(DEPLOY|BUILD|BUILT|TEST)_\w+|IMAGE_PREFIX"
+    ours = r"CI_\w+|(DEPLOY|BUILD|BUILT|TEST)_\w+|IMAGE_PREFIX|GIT_STRATEGY"
     names = {*PIPELINE["variables"], *job.get("variables", {})} - TLS
     for text in [*lines(job), *images(job), *re.findall(r"\$\S+", str(job))]:
         names |= set(re.findall(r"\$\{?(\w+)", text)) | set(re.findall(r"\b([A-Z_]+)=", text))
@@ -211,8 +216,10 @@ def test_the_prefix_that_is_documented_works_although_gitlab_does_not_expand_it(
 
 
 def test_only_what_reaches_the_host_carries_a_tag():
-    for job in OURS.values():
-        assert job.get("tags") == (["deploy"] if job["stage"] == "deploy" else None)
+    for name, job in OURS.items():
+        # Whatever a merge request can start, it does not start beside production.
+        tag = "review" if name in ("review", "stop_review") else "deploy"
+        assert job.get("tags") == ([tag] if job["stage"] == "deploy" else None)
     assert "tags" not in DEFAULT
 
 
@@ -247,7 +254,7 @@ def test_the_jobs_tell_the_tests_apart():
 @every_job
 def test_a_job_needs_no_executable_bits_which_a_copy_made_on_windows_has_lost(job):
     for line in lines(job):
-        assert not re.search(r"(?<!\bsh )(?<!\bpython3 )\bscripts/\w+", line)
+        assert not re.search(r"(?<!\bsh )(?<!\bpython3 )(?<!/app/)\bscripts/\w+", line)
 
 
 def test_one_version_of_docker_everywhere():
@@ -282,7 +289,7 @@ def test_dind_speaks_tls_and_no_other_job_has_its_variables(job):
 def test_a_deployment_is_alone_uninterrupted_and_has_the_address_that_it_found():
     for name in (*DEPLOYING, *STOPPING):
         assert OURS[name]["interruptible"] is False and OURS[name]["resource_group"]
-    for name, same in (("beside", "deploy"), ("stop", "deploy")):
+    for name, same in (("beside", "deploy"), ("stop", "deploy"), ("stop_review", "review")):
         assert OURS[name]["resource_group"] == OURS[same]["resource_group"]
     for name in DEPLOYING:
         assert OURS[name]["environment"]["url"].startswith("$DEPLOY_URL")

@@ -98,7 +98,7 @@ def test_the_help_has_every_option_and_ends_with_an_example(capsys):
         (["--runner-version=latest"], {}, "--runner-version cannot be 'latest'"),
         (["--ca-file=/etc/hosts"], {}, "cannot read a certificate in PEM from /etc/hosts"),
         (["--ca-file=/none"], {}, "cannot read a certificate in PEM from /none"),
-        (["--unregister", "--only=build"], {}, "--unregister is for both runners"),
+        (["--unregister", "--only=build"], {}, "--unregister is for all runners"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(arguments, env, words):
@@ -337,7 +337,8 @@ def test_a_runner_has_the_least_power_that_gitlab_can_give_it(server):
     it = runner.GitLab(server.url, "", "r_1")
     for role in runner.ROLES:
         it.make(role, f"host {role}", "17", "glpat-create", "")
-    build, deploy = gitlab.state["runners"].values()
+    build, deploy, review = gitlab.state["runners"].values()
+    assert (review["run_untagged"], review["tag_list"]) == ("false", "review")
     assert (build["run_untagged"], build["access_level"]) == ("true", "not_protected")
     assert (deploy["run_untagged"], deploy["access_level"]) == ("false", "ref_protected")
     assert deploy["tag_list"] == "deploy" and build["locked"] == deploy["locked"] == "true"
@@ -345,7 +346,7 @@ def test_a_runner_has_the_least_power_that_gitlab_can_give_it(server):
 
 def test_a_runner_that_somebody_else_made_loses_this_machine_only(server, capsys):
     it = runner.GitLab(server.url, "", "r_1")
-    tokens = [it.make(role, role, "17", "glpat-create", "") for role in runner.ROLES]
+    tokens = [it.make(role, role, "17", "glpat-create", "") for role in runner.USUAL]
     assert all(it.accepts("a", token) for token in tokens)
     it.delete("build", tokens[0], made=True)
     it.delete("deploy", tokens[1], made=False)
@@ -378,6 +379,7 @@ def test_each_runner_has_what_its_jobs_need_and_no_more():
     assert not deploy["privileged"] and "services_privileged" not in deploy
     assert deploy["allowed_services"] == ["none"] and deploy["disable_cache"]
     assert deploy["volumes"] == ["/a.sock:/var/run/docker.sock"]
+    assert configured(tokens={"review": "glrt-r"})[1]["review"]["docker"] == deploy
     assert all(it["environment"] == [] and "tls-ca-file" not in it for it in runners.values())
 
 

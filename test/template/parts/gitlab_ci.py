@@ -19,7 +19,7 @@ def load(name):
 PIPELINE = load(".gitlab-ci.yml")
 [INCLUDED] = [include["local"] for include in PIPELINE["include"] if "template" in include["local"]]
 PIPELINE |= load(INCLUDED)
-PIECES = load("scripts/pieces/staging.yml")
+PIECES = load("scripts/pieces/staging.yml") | load("scripts/pieces/review.yml")
 PIPELINE = PIECES | PIPELINE
 DEFAULT = PIPELINE["default"]
 GLOBAL = ("stages", "variables", "workflow", "default", "include")

@@ -146,6 +146,10 @@ def staging(fork):
     append(fork, "Staging", "staging.yml")
 
 
+def review_apps(fork):
+    append(fork, "Review apps", "review.yml")
+
+
 def another_framework(fork):
     service, packages, there, server, requirements, *_ = code("Another framework")
     [remove] = [line for line in code("Another framework") if line.startswith("git rm")]
@@ -176,4 +180,4 @@ def do(fork, *pieces):
 
 
 EVERY_ONE = [first, branch, module, directory, package, test, endpoint, worker, migration]
-EVERY_ONE += [database, https, database_for_tests, staging, container_port]
+EVERY_ONE += [database, https, database_for_tests, staging, review_apps, container_port]

@@ -216,6 +216,24 @@ def test_an_update_migrates_once_and_leaves_the_database_alone(stack):
     assert stack.running("database") == database
 
 
+def test_a_worker_that_needs_the_database_survives_its_change_and_the_way_back(fork, stack):
+    connect = "import socket\nsocket.create_connection(('database', 5432), timeout=5)\n"
+    worker = f"COPY <<PY /app/worker.py\n{connect}{pieces.WORKER}PY"
+    text = fork.host("cat", "/tmp/trial/scripts/stack.yml")
+    environment = "environment: {POSTGRES_PASSWORD_FILE:"
+    assert environment in text
+    for number in range(2):
+        changed = environment.replace("{", f"{{CHANGED: '{number}', ")
+        stack.declare(text.replace(environment, changed))
+        deployed = stack.deploy(stack.variant(f"connects{number}", worker))
+        assert deployed.status == 0, deployed.output
+    for _ in range(2):
+        back = stack.run("--rollback")
+        assert back.status == 0, back.output
+    stack.declare(text)
+    assert stack.images("server", "worker") == {stack.image}
+
+
 def test_a_worker_that_crashes_takes_the_service_back_with_it(stack):
     before = stack.migrated()
     crash = "COPY <<PY /app/worker.py\nraise SystemExit('no work')\nPY"

@@ -1,5 +1,6 @@
 """What scripts/deploy decides and says, in process: an engine that answers as docker does."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fake_swarm import MESH, STACK, FakeSwarm, Job, Killed, deploy, image_of
+from fake_swarm import HEALTH, MESH, STACK, FakeSwarm, Job, Killed, deploy, image_of
 from parts.engine import Failed, Thing, last_line, removable
 from parts.plan import address
 from parts.records import read_plan, write_plan
@@ -292,6 +293,27 @@ def test_a_failure_is_that_of_its_step(job, declare, release, words):
     if "migration" in words:
         assert "    app_migration.1: " in end.output and "    | a line of its log" in end.output
     assert not any(names(job.swarm))
+
+
+def test_what_is_not_of_the_release_changes_before_it(job, declare):
+    """While both change, a release that needs the database at its start would not find it."""
+    times, start = {"app_database": [], "app_server": []}, job.swarm.start
+
+    def noted(service):
+        times[service["name"]].append(job.swarm.now)
+        start(service)
+
+    database = "\n  database:\n    image: postgres:18.1\n    environment: {NUMBER: '%s'}\n"
+    declare(STACK_FILE + database % 1)
+    assert not job.deploy("a1").reason
+    job.swarm.start = noted
+    declare(STACK_FILE + database % 2)
+    assert not job.deploy("a2").reason
+    assert not job.run("rollback").reason
+    assert "(release a1 answers" in job.deploy("crash3").reason  # which undoes both
+    assert len(times["app_database"]) == 4 and len(times["app_server"]) >= 4
+    before = [server - database for database, server in itertools.product(*times.values())]
+    assert min(it for it in before if it >= 0) >= HEALTH
 
 
 def test_an_old_state_says_nothing_about_a_new_deployment(job, declare):

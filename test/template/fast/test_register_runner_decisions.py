@@ -234,6 +234,7 @@ def test_a_container_that_does_not_start_is_removed_again_and_the_old_one_is_bac
 def server():
     gitlab.state.update(runners={}, requests=[], legacy=True)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), gitlab.Handler) as server:
+        server.daemon_threads = False  # its end waits for a request that a test has given up
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         server.url = f"http://127.0.0.1:{server.server_port}"
         yield server
@@ -256,7 +257,7 @@ def make(url, project="17", access="glpat-create", legacy="", seconds=5):
         ({"path": "/fault/500"}, "GitLab answers 500: .*the address that the browser shows"),
         ({"path": "/fault/422"}, "GitLab answers 422: "),
         ({"path": "/fault/cut"}, "GitLab answers nothing: Remote end closed"),
-        ({"path": "/fault/slow:2", "seconds": 0.2}, "nothing: timed out .*if it timed out: Set"),
+        ({"path": "/fault/slow:1", "seconds": 0.2}, "nothing: timed out .*if it timed out: Set"),
         ({"path": "/legacy/off", "access": "", "legacy": "x"}, "410: .*no registration tokens any"),
         ({"url": "http://nowhere.invalid"}, "nothing: .*in DNS?"),
         ({"url": "http://127.0.0.1:9"}, "nothing: .*Connection refused"),

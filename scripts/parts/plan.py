@@ -86,9 +86,14 @@ def check_secrets(plan):
 # --- Ports
 
 
+def replaces(settings):
+    """Say whether a stack is deployed to stay, at a port that is set."""
+    return settings["DEPLOY_STRATEGY"] == "replace"
+
+
 def choose_port(stack, settings):
     """Return the port of `server`. A stack beside others keeps the one that it has."""
-    if settings["DEPLOY_STRATEGY"] == "replace":
+    if replaces(settings):
         return settings["DEPLOY_PORT"]
     ports = stack.ports("server")
     return str(ports[0]) if ports else free_port(stack, settings, settings["DEPLOY_PORTS"])
@@ -97,7 +102,7 @@ def choose_port(stack, settings):
 def check_ports(stack, settings, plan):
     """Fail if somebody has a port that is new to the stack: Swarm would wait without a word."""
     known = {port for name in stack.services for port in stack.ports(name)}
-    if settings["DEPLOY_STRATEGY"] != "replace":
+    if not replaces(settings):
         known.add(int(settings["DEPLOY_PORT"]))  # which has just been found free
     for name, service in plan["services"].items():
         ports = (it for it in service.get("ports", []) if it.get("protocol", "tcp") == "tcp")

@@ -45,6 +45,11 @@ class Deployment(NamedTuple):
     def images(self):
         return {self.image, *self.built, *(it["image"] for it in self.plan["services"].values())}
 
+    def others(self):
+        """Return the services of other images, such as a database."""
+        services = self.plan["services"]
+        return [name for name in services if services[name]["image"] != self.image]
+
     def secrets(self):
         return {it.get("name") for it in self.plan.get("secrets", {}).values()}
 
